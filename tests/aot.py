@@ -1,0 +1,138 @@
+"""Build Triton kernels for sm_90 where there is no GPU, and read what the compiler made of them.
+
+The tests run Triton in its interpreter, which is chosen once per process; the builds therefore
+happen in a subprocess that runs this file.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def compile_configs(module_name: str, opcodes: bool = False) -> list[dict]:
+    """Compile every configuration that a kernel module lists, for sm_90.
+
+    The module offers `aot_configs()`, an iterable of
+    `(kernel, signature, constexprs, num_warps, num_stages)`:
+
+    * signature: for each run-time parameter its Triton type, with the hints of Triton's own
+      ahead-of-time tool: `{"x_ptr": "*fp16:16", "N": "i32", "x_stride": ("i32:16", "i32:1")}`.
+      `:16` promises divisibility by 16, `:1` the value 1, as a launch finds out by itself.
+    * constexprs: value of each `tl.constexpr` parameter, and None for pointers that are absent.
+
+    Args:
+        module_name: such as "lsmha_fast.ops.attention._triton".
+        opcodes: also count the SASS instructions (about half a second more per kernel).
+
+    Returns:
+        One dict per configuration: `name`, `n_regs` per thread, `n_spills` (bytes of local memory
+        per thread), `shared` (bytes per program), `min_dot_k` (the smallest inner dimension of a
+        dot, None without dots), `opcodes` (opcode -> count in the kernel; empty unless asked).
+
+    Raises:
+        RuntimeError: a kernel does not compile; the message holds the compiler's.
+    """
+    command = [sys.executable, __file__, module_name] + ["opcodes"] * opcodes
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{module_name} does not compile for sm_90:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_clean(config: dict) -> None:
+    """No spills, and every dot deep enough for tensor cores (the interpreter notices neither)."""
+    assert config["n_spills"] == 0, f"{config['name']} spills {config['n_spills']} bytes"
+    depth = config["min_dot_k"]
+    assert depth is None or depth >= 16, f"{config['name']} has a dot with K = {depth}"
+
+
+def _split_hints(kernel, signature, constexprs):
+    """Triton's compiler wants types, constants and divisibility apart, keyed by position."""
+    types, constants, attrs = {}, dict(constexprs), {}
+
+    def leaf(text, position):
+        kind, _, hint = text.partition(":")
+        if hint == "1":
+            constants[position] = 1
+            return "constexpr"
+        if hint == "16":
+            attrs[position] = [["tt.divisibility", 16]]
+        return kind
+
+    for i, name in enumerate(kernel.arg_names):
+        if name in constexprs:
+            types[name] = "constexpr"
+        elif isinstance(signature[name], tuple):
+            types[name] = tuple(leaf(t, (i, j)) for j, t in enumerate(signature[name]))
+        else:
+            types[name] = leaf(signature[name], (i,))
+    return types, constants, attrs
+
+
+def _compile(kernel, signature, constexprs, num_warps, num_stages, opcodes):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types, constants, attrs = _split_hints(kernel, signature, constexprs)
+    compiled = triton.compile(
+        ASTSource(kernel, types, constants, attrs),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    shown = [f"{k}={v}" for k, v in constexprs.items() if v is not None]
+    pointers = [t for t in signature.values() if isinstance(t, str) and t.startswith("*")]
+    dtype = pointers[0][1:].partition(":")[0]
+    # `tt.dot a, b, c : tensor<MxKxtype> * ...`
+    depths = [int(k) for k in re.findall(r"tt\.dot .*: tensor<\d+x(\d+)x", compiled.asm["ttir"])]
+    return {
+        "name": f"{kernel.__name__}[{dtype}, {', '.join(shown)}]",
+        "shared": compiled.metadata.shared,
+        "min_dot_k": min(depths, default=None),
+        **_inspect(compiled.asm["cubin"], opcodes),
+    }
+
+
+def _inspect(cubin, opcodes):
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+
+        def run(*arguments):
+            command = [*arguments, str(path)]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+        usage = run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+        sass = run(knobs.nvidia.nvdisasm.path, "-c") if opcodes else ""
+    registers, stack, local = (
+        int(re.search(rf"\b{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK", "LOCAL")
+    )
+    found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([\w.]+)", sass, re.MULTILINE)
+    return {
+        "n_regs": registers,
+        "n_spills": stack + local,
+        "opcodes": dict(collections.Counter(found)),
+    }
+
+
+def _main(module_name, *flags):
+    configs = importlib.import_module(module_name).aot_configs()
+    print(json.dumps([_compile(*config, "opcodes" in flags) for config in configs]))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
