@@ -1,0 +1,8 @@
+"""Drop-in modules: parameters and state_dict keys; the arithmetic is in `lsmha_fast.ops`."""
+
+from .attention import LSMultiHeadAttention as LSMultiHeadAttention
+from .blocks import ConvBlock as ConvBlock
+from .blocks import DropPath as DropPath
+from .blocks import EncoderBlock as EncoderBlock
+from .conv_stem import ConvStem as ConvStem
+from .seq_pool import SeqPool as SeqPool

@@ -1,0 +1,155 @@
+"""EncoderBlock and ConvBlock: tokens (B, N, C) -> tokens (B, N, C)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import LSMultiHeadAttention
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample: drop the whole branch, scale what is kept by 1 / (1 - p).
+
+    Args:
+        p: probability of dropping a sample's branch, in [0, 1).
+    """
+
+    def __init__(self, p: float = 0.0):
+        super().__init__()
+        if not 0.0 <= p < 1.0:
+            raise ValueError(f"DropPath: p must be in [0, 1), got {p}")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop samples of `x` (B, ...) while training."""
+        if not self.training or self.p == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.p
+        return x * (keep.to(x.dtype) / (1.0 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:.3f}"
+
+
+class EncoderBlock(nn.Module):
+    """Transformer block of CCT with large-scale multi-head attention.
+
+    As published, the second LayerNorm acts on the residual stream itself:
+    x <- x + attn(pre_norm(x)); x <- norm1(x); x <- x + mlp(x)
+    (SHI-Labs/Compact-Transformers `src/utils/transformers.py`, discussed in its issue 25).
+    `pre_norm=True` gives the standard form x <- x + mlp(norm1(x)).
+
+    Args:
+        dim: channels C of a token.
+        num_heads: heads H.
+        head_dim: channels of a head; `dim // num_heads` by default.
+        mlp_ratio: hidden channels of the MLP over `dim`.
+        attn_drop: dropout of the attention weights.
+        dropout: dropout after the output projection and inside the MLP.
+        drop_path: stochastic depth of both branches.
+        pre_norm: standard pre-norm instead of the published form.
+        backend: see `lsmha_fast.ops.attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        mlp_ratio: float = 2.0,
+        attn_drop: float = 0.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        pre_norm: bool = False,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.pre_norm = nn.LayerNorm(dim)
+        self.self_attn = LSMultiHeadAttention(
+            dim,
+            num_heads,
+            attn_drop,
+            head_dim=head_dim,
+            qkv_bias=False,
+            batch_first=True,
+            backend=backend,
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+        self.standard_pre_norm = pre_norm
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The feed-forward branch, (B, N, C) -> (B, N, C)."""
+        return self.dropout(self.linear2(self.dropout(F.gelu(self.linear1(x)))))
+
+    def forward_with_heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, C) -> tokens (B, N, C) and the heads' outputs (B, N, H, D)."""
+        heads = self.self_attn.heads(self.pre_norm(x))
+        x = x + self.drop_path(self.dropout(self.self_attn.project(heads)))
+        if self.standard_pre_norm:
+            return x + self.drop_path(self.mlp(self.norm1(x))), heads
+        x = self.norm1(x)
+        return x + self.drop_path(self.mlp(x)), heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> tokens (B, N, C)."""
+        return self.forward_with_heads(x)[0]
+
+
+class ConvBlock(nn.Module):
+    """Convolution block that stands in for a transformer block: 3x3 conv, BatchNorm, GELU.
+
+    Tokens (B, N, C) are a channels-last image of the token grid, so nothing is permuted in memory.
+    The paper (arXiv 2506.23832) replaces the first blocks by convolutional layers; its exact form
+    is not known to us, so the residual connection is an option, off by default.
+
+    Args:
+        dim: channels C of a token.
+        grid: rows and columns of tokens; None means a square grid.
+        kernel_size: odd, "same" padding.
+        residual: add the input to the output.
+        drop_path: stochastic depth of the branch; needs `residual`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        grid: tuple[int, int] | None = None,
+        kernel_size: int = 3,
+        residual: bool = False,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"ConvBlock: kernel_size must be odd, got {kernel_size}")
+        if drop_path and not residual:
+            raise ValueError(f"ConvBlock: drop_path={drop_path} needs residual=True")
+        self.grid = grid
+        self.residual = residual
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.drop_path = DropPath(drop_path)
+        nn.init.kaiming_normal_(self.conv.weight)
+
+    def _grid(self, num_tokens: int) -> tuple[int, int]:
+        side = math.isqrt(num_tokens)
+        grid = self.grid or (side, side)
+        if grid[0] * grid[1] != num_tokens:
+            raise ValueError(f"ConvBlock: {num_tokens} tokens do not fill a grid of {grid}")
+        return grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> tokens (B, N, C)."""
+        image = x.transpose(1, 2).unflatten(2, self._grid(x.shape[1]))  # (B, C, h, w), a view
+        out = F.gelu(self.norm(self.conv(image))).flatten(2).transpose(1, 2)
+        return x + self.drop_path(out) if self.residual else out

@@ -1,0 +1,9 @@
+"""Stateless ops. Each folder holds one op: public function, reference, backends."""
+
+from .attention import attention as attention
+from .attention import attention_packed as attention_packed
+from .attention import attention_weights as attention_weights
+from .conv_stem import conv_stem as conv_stem
+from .head_class_sums import HeadClassSums as HeadClassSums
+from .head_class_sums import head_class_sums as head_class_sums
+from .seq_pool import seq_pool as seq_pool

@@ -1,0 +1,69 @@
+"""Which backend runs an op: the one the caller names, else the fastest that supports the call."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+# a check returns None when the backend supports the call, else the reason and the remedy
+Check = Callable[..., "str | None"]
+
+
+def load_backend(package: str, backend: str) -> ModuleType:
+    """Import `<package>.reference` or `<package>._<backend>`; kernels load on first use."""
+    name = "reference" if backend == "reference" else f"_{backend}"
+    return importlib.import_module(f"{package}.{name}")
+
+
+def resolve_backend(
+    op: str, backend: str | None, checks: dict[str, Check], order: Sequence[str], *args
+) -> str:
+    """Choose a backend for one call.
+
+    Args:
+        op: public name of the op, for messages.
+        backend: the caller's choice, or None.
+        checks: for each backend of the op, a function of `*args` that returns None or a reason.
+        order: backends to try when the caller has no wish, fastest first.
+        *args: what the checks look at, usually the input tensors.
+
+    Returns:
+        The name of the backend.
+
+    Raises:
+        ValueError: `backend` is not a backend of this op.
+        RuntimeError: the named backend cannot run this call.
+    """
+    if backend is None:
+        return next((b for b in order if checks[b](*args) is None), "reference")
+    if backend not in checks:
+        raise ValueError(f"{op}: unknown backend {backend!r}; choose from {', '.join(checks)}")
+    reason = checks[backend](*args)
+    if reason is not None:
+        raise RuntimeError(f"{op}: backend {backend!r} cannot run this call: {reason}")
+    return backend
+
+
+def always(*_) -> None:
+    """The check of a backend that supports every call."""
+    return None
+
+
+def triton_check(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
+    """Reason why the Triton backend cannot take tensors like `x`, or None."""
+    from ._triton_utils import INTERPRET, triton_missing
+
+    if (missing := triton_missing()) is not None:
+        return missing
+    if x.device.type != "cuda" and not INTERPRET:
+        return f"it needs a CUDA tensor, got one on {x.device}; use backend='reference'"
+    if x.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        return f"dtype {str(x.dtype).removeprefix('torch.')} is not one of {allowed}"
+    if INTERPRET and x.dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 there"
+    return None

@@ -1,0 +1,1 @@
+from .op import seq_pool as seq_pool

@@ -1,0 +1,89 @@
+"""Sequence pooling per head: public function, schema, fake kernels, autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .._dispatch import always, load_backend, resolve_backend, triton_check
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CHECKS = {
+    "reference": always,
+    "triton": lambda x: triton_check(x, DTYPES),
+}
+
+torch.library.define(
+    "lsmha_fast::seq_pool", "(Tensor x, Tensor weight, str backend) -> (Tensor out, Tensor p)"
+)
+torch.library.define(
+    "lsmha_fast::seq_pool_backward",
+    "(Tensor do, Tensor x, Tensor weight, Tensor p, str backend) -> (Tensor dx, Tensor dweight)",
+)
+
+
+@torch.library.impl("lsmha_fast::seq_pool", "CompositeExplicitAutograd")
+def _forward_impl(x, weight, backend):
+    return load_backend(__package__, backend).seq_pool(x, weight)
+
+
+@torch.library.impl("lsmha_fast::seq_pool_backward", "CompositeExplicitAutograd")
+def _backward_impl(do, x, weight, p, backend):
+    return load_backend(__package__, backend).seq_pool_backward(do, x, weight, p)
+
+
+@torch.library.register_fake("lsmha_fast::seq_pool")
+def _forward_fake(x, weight, backend):
+    B, N, H, D = x.shape
+    acc = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(B, H, D), x.new_empty(B, N, H, dtype=acc)
+
+
+@torch.library.register_fake("lsmha_fast::seq_pool_backward")
+def _backward_fake(do, x, weight, p, backend):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+_forward = torch.ops.lsmha_fast.seq_pool.default
+_backward = torch.ops.lsmha_fast.seq_pool_backward.default
+
+
+class _SeqPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, backend):
+        out, p = _forward(x, weight, backend)
+        ctx.save_for_backward(x, weight, p)
+        ctx.backend = backend
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do):
+        return *_backward(do, *ctx.saved_tensors, ctx.backend), None
+
+
+def seq_pool(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
+    """Softmax-weighted mean of the tokens, separately for every head.
+
+    CCT's sequence pooling (arXiv 2104.05704, section 3.3) is the case H = 1; single-head
+    performance pools every head by itself; single-nodal performance is D = 1.
+
+    Args:
+        x: tokens, (B, N, H, D), float; any strides. N >= 1.
+        weight: score projection, (H, D).
+        backend: "reference" or "triton"; by default the fastest one for `x.device`.
+
+    Returns:
+        Pooled tokens, (B, H, D), in the dtype of `x`.
+
+    Raises:
+        ValueError: shapes do not fit, or the backend does not exist.
+        RuntimeError: the named backend cannot run this call.
+    """
+    if x.ndim != 4 or weight.shape != x.shape[2:] or x.shape[1] == 0:
+        raise ValueError(
+            "seq_pool: expected x (B, N >= 1, H, D) and weight (H, D), "
+            f"got x {tuple(x.shape)} and weight {tuple(weight.shape)}"
+        )
+    return _SeqPool.apply(x, weight, resolve_backend("seq_pool", backend, CHECKS, ("triton",), x))
