@@ -1,0 +1,12 @@
+"""Probes, single-head performance (SHP), clusters and signal-to-noise of every head."""
+
+from .clusters import Clusters as Clusters
+from .clusters import find_clusters as find_clusters
+from .probes import BlockProbe as BlockProbe
+from .probes import Probes as Probes
+from .probes import evaluate_probes as evaluate_probes
+from .shp import SHP as SHP
+from .shp import single_head_performance as single_head_performance
+from .snr import SNR as SNR
+from .snr import signal_to_noise as signal_to_noise
+from .training import train_probes as train_probes
