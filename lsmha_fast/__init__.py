@@ -5,9 +5,9 @@ Names load on first use, so that `import lsmha_fast` (and `lsmha --help`) does n
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from ._lazy import lazy_exports
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import nn as nn
     from . import ops as ops
+    from . import train as train
     from .models import CCT as CCT
     from .models import create_model as create_model
     from .nn import ConvBlock as ConvBlock
@@ -24,27 +25,12 @@ if TYPE_CHECKING:
     from .nn import LSMultiHeadAttention as LSMultiHeadAttention
     from .nn import SeqPool as SeqPool
 
-_HOME = {
-    "LSMultiHeadAttention": "nn",
-    "ConvStem": "nn",
-    "ConvBlock": "nn",
-    "SeqPool": "nn",
-    "EncoderBlock": "nn",
-    "CCT": "models",
-    "create_model": "models",
+_HOMES = {
+    **dict.fromkeys(("analysis", "data", "models", "nn", "ops", "train"), ""),
+    **dict.fromkeys(
+        ("LSMultiHeadAttention", "ConvStem", "ConvBlock", "SeqPool", "EncoderBlock"), "nn"
+    ),
+    **dict.fromkeys(("CCT", "create_model"), "models"),
 }
-_MODULES = ("analysis", "data", "models", "nn", "ops", "train")
-
-__all__ = [*_HOME, *_MODULES]
-
-
-def __getattr__(name: str):
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
-    if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted([*globals(), *__all__])
+__all__ = list(_HOMES)  # noqa: PLE0605
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -13,6 +13,10 @@ from torch import Tensor
 Check = Callable[..., "str | None"]
 
 
+class BackendError(RuntimeError):
+    """A backend was named that cannot run the call."""
+
+
 def load_backend(package: str, backend: str) -> ModuleType:
     """Import `<package>.reference` or `<package>._<backend>`; kernels load on first use."""
     name = "reference" if backend == "reference" else f"_{backend}"
@@ -36,7 +40,7 @@ def resolve_backend(
 
     Raises:
         ValueError: `backend` is not a backend of this op.
-        RuntimeError: the named backend cannot run this call.
+        BackendError: the named backend cannot run this call.
     """
     if backend is None:
         return next((b for b in order if checks[b](*args) is None), "reference")
@@ -44,7 +48,7 @@ def resolve_backend(
         raise ValueError(f"{op}: unknown backend {backend!r}; choose from {', '.join(checks)}")
     reason = checks[backend](*args)
     if reason is not None:
-        raise RuntimeError(f"{op}: backend {backend!r} cannot run this call: {reason}")
+        raise BackendError(f"{op}: backend {backend!r} cannot run this call: {reason}")
     return backend
 
 

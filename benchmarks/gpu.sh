@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The one command for a machine with a GPU: build, GPU tests, benchmarks, most valuable first.
+#
+#   bash benchmarks/gpu.sh OUT
+#
+# Needs python3 with torch, triton, pytest and pytest-benchmark; no network. Every stage has its
+# own time limit, a failed stage does not stop the next, and each writes into OUT as it goes:
+# log.txt, info.txt, <stage>.txt and <stage>.json. Under 9 minutes in all.
+set -uo pipefail
+[ $# -eq 1 ] || { echo "usage: bash benchmarks/gpu.sh OUT" >&2; exit 2; }
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
+failed=()
+
+stage() { # stage NAME SECONDS COMMAND...
+    local name=$1 limit=$2 start=$SECONDS rc
+    shift 2
+    timeout --kill-after=5 "$limit" "$@" >"$out/$name.txt" 2>&1
+    rc=$?
+    echo "$name: exit $rc after $((SECONDS - start)) s (limit $limit s)" | tee -a "$out/log.txt"
+    if [ $rc -ne 0 ]; then
+        failed+=("$name")
+        tail -n 15 "$out/$name.txt"
+    fi
+}
+
+bench() { # bench OP SECONDS
+    stage "bench_$1" "$2" python3 -m pytest "benchmarks/bench_$1.py" -q --benchmark-only \
+        --benchmark-json="$out/$1.json" --benchmark-columns=median,iqr,rounds \
+        --benchmark-group-by=group --benchmark-max-time=0.3 --benchmark-min-rounds=3
+}
+
+: >"$out/log.txt"
+stage build 60 env LSMHA_BUILD=auto python3 setup.py build_ext --inplace
+stage info 30 python3 -m lsmha_fast.info
+stage tests 150 python3 -m pytest tests/ops -m gpu -q -x --maxfail=10
+bench attention 150
+bench head_class_sums 40
+bench conv_stem 50
+bench seq_pool 40
+
+echo "results in $out"
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }

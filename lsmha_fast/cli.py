@@ -1,0 +1,247 @@
+"""`lsmha`: one subcommand is one function of the layers below. Heavy imports stay inside.
+
+argparse rather than a larger library: it is there with the runtime dependencies alone, starts in
+20 ms, and its errors can be one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import NoReturn
+
+from ._version import __version__
+from .train.config import TIERS, TrainConfig
+
+DATASETS = ("digits", "glyphs100", "cifar100")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `lsmha`; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    args = make_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("LSMHA_DEBUG") == "1" or not is_bad_input(error):
+            raise
+        line = " ".join(str(error).split())
+        print(f"lsmha {args.command}: error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether the user, not the program, is at fault."""
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+        return True
+    # without torch none of its errors can have been raised
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    from .ops._dispatch import BackendError
+
+    return isinstance(error, (BackendError, torch.OutOfMemoryError))
+
+
+def make_parser() -> Parser:
+    """The parser of `lsmha` and all its subcommands."""
+    parser = Parser(prog="lsmha", description="Large-scale multi-head attention: train and measure.")
+    parser.add_argument("--version", action="version", version=f"lsmha_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_train(commands)
+    add_shp(commands)
+    add_data(commands)
+    info = commands.add_parser("info", help="versions and backends, and why one is missing")
+    info.set_defaults(run=lambda args: run_info())
+    return parser
+
+
+def add_train(commands) -> None:
+    """`lsmha train`: one flag per field of TrainConfig."""
+    train = commands.add_parser("train", help="train a model and write a run folder")
+    for f in fields(TrainConfig):
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(f.default, bool):
+            kwargs = {"action": argparse.BooleanOptionalAction}
+        else:
+            parse = f.metadata.get("parse") or FLAG_TYPES[str(f.type)]
+            kwargs = {"type": parse, "metavar": f.name.upper(), "choices": f.metadata.get("choices")}
+            if kwargs["choices"]:
+                kwargs["metavar"] = "{" + ",".join(kwargs["choices"]) + "}"
+        text = f.metadata["help"]
+        if f.default not in (None, MISSING):
+            text += f" (default: {f.default})"
+        # SUPPRESS: only what the user gave arrives, so that --resume can refuse the rest
+        train.add_argument(flag, help=text, default=argparse.SUPPRESS, **kwargs)
+    train.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-hHEADS-sSEED)")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
+    train.set_defaults(run=run_train)
+
+
+FLAG_TYPES = {
+    "str": str,
+    "str | None": str,
+    "int": int,
+    "int | None": int,
+    "float": float,
+}
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train, and say where the run is."""
+    given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
+    if args.resume is not None:
+        refused = sorted(set(given) - {"device"}) + (["out"] if args.out else [])
+        if refused:
+            flags = ", ".join("--" + name.replace("_", "-") for name in refused)
+            raise ValueError(f"--resume takes the run's own config; leave out {flags}")
+    config = TrainConfig(**given)
+    folder = args.resume or args.out or free_folder(config)
+
+    from .train.loop import train
+
+    print(f"run folder: {folder}")
+    try:
+        result = train(config, folder, resume=args.resume is not None)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; go on with: lsmha train --resume {folder}", file=sys.stderr)
+        raise
+    print(
+        f"test accuracy: best {100 * result.best_accuracy:.2f} % (epoch {result.best_epoch}), "
+        f"last {100 * result.last_accuracy:.2f} %; {result.seconds:.0f} s"
+    )
+    print(f"written: {folder}/{{config.json,metrics.jsonl,best.safetensors,last.safetensors}}")
+
+
+def free_folder(config: TrainConfig) -> Path:
+    """runs/DATA-MODEL-hHEADS-sSEED, with a number behind it where that exists."""
+    heads = config.num_heads
+    text = "-".join(map(str, heads)) if isinstance(heads, tuple) else heads or "std"
+    base = Path("runs") / f"{config.data}-{config.model}-h{text}-s{config.seed}"
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def add_shp(commands) -> None:
+    """`lsmha shp RUN`."""
+    shp = commands.add_parser("shp", help="single-head performance of every head of a run")
+    shp.add_argument("run_dir", type=Path, metavar="RUN", help="folder that `lsmha train` wrote")
+    shp.add_argument("--weights", choices=("best", "last"), default="best", help="default: best")
+    shp.add_argument("--out", type=Path, help="folder to write (default: RUN/shp)")
+    shp.add_argument("--probe-epochs", type=positive_int, default=40, help="default: 40")
+    shp.add_argument("--probe-lr", type=positive_float, default=1e-2, help="default: 0.01")
+    shp.add_argument("--layer-norm", action="store_true", help="LayerNorm in front of the probes")
+    shp.add_argument(
+        "--pooling",
+        choices=("head", "full"),
+        default="head",
+        help="pooling weights from the head alone or from all heads (default: head)",
+    )
+    shp.add_argument("--bias", action="store_true", help="keep the classifier's bias in the fields")
+    shp.add_argument("--threshold", type=positive_float, default=0.5, help="default: 0.5")
+    shp.add_argument("--batch-size", type=positive_int, default=256, help="default: 256")
+    shp.add_argument("--data-root", help="folder of the data set, if it moved since training")
+    shp.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    shp.set_defaults(run=run_shp)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+    return value
+
+
+def run_shp(args: argparse.Namespace) -> None:
+    """Train the probes of a run, measure all heads, print and write what was found."""
+    from ._shp_command import ShpOptions, shp_of_run
+
+    options = ShpOptions(
+        weights=args.weights,
+        probe_epochs=args.probe_epochs,
+        probe_lr=args.probe_lr,
+        layer_norm=args.layer_norm,
+        pooling=args.pooling,
+        bias=args.bias,
+        threshold=args.threshold,
+        batch_size=args.batch_size,
+        data_root=args.data_root,
+        device=args.device,
+    )
+    for line in shp_of_run(args.run_dir, args.out or args.run_dir / "shp", options):
+        print(line)
+
+
+def add_data(commands) -> None:
+    """`lsmha data fetch | verify | show`."""
+    data = commands.add_parser("data", help="fetch, verify or look at a data set")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    fetch = actions.add_parser("fetch", help="download CIFAR-100 (binary archive, hash-checked)")
+    fetch.add_argument("name", choices=("cifar100",))
+    fetch.add_argument("--data-root", type=Path, required=True)
+    verify = actions.add_parser("verify", help="check the files of a data set")
+    show = actions.add_parser("show", help="write a picture of samples")
+    show.add_argument("--out", type=Path, required=True, help="PNG to write")
+    show.add_argument("--split", choices=("train", "test"), default="train")
+    for action in (verify, show):
+        action.add_argument("name", choices=DATASETS)
+        action.add_argument("--data-root", type=Path)
+        action.add_argument("--tier", choices=TIERS, default="easy", help="of glyphs100")
+    verify.add_argument(
+        "--allow-unverified", action="store_true", help="accept files with unknown hashes"
+    )
+    data.set_defaults(run=run_data)
+
+
+def run_data(args: argparse.Namespace) -> None:
+    """Run one of the data actions."""
+    from . import data
+
+    if args.action == "fetch":
+        print(f"written: {data.fetch_cifar100(args.data_root)}")
+        return
+    tier = {"tier": args.tier} if args.name == "glyphs100" else {}
+    if args.action == "verify":
+        for line in data.verify(
+            args.name, args.data_root, allow_unverified=args.allow_unverified, **tier
+        ):
+            print(line)
+        return
+    dataset = data.load_dataset(args.name, args.split, args.data_root, **tier)
+    data.contact_sheet(dataset, args.out)
+    print(f"written: {args.out}")
+
+
+def run_info() -> None:
+    """Print versions and backends."""
+    from .info import info_lines
+
+    print("\n".join(info_lines()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Versions and backends, and why one is missing: `lsmha info`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+
+from ._version import __version__
+
+OPTIONAL = ("torchvision", "timm", "safetensors", "tqdm", "matplotlib", "scikit-learn", "pyarrow")
+
+
+def info_lines() -> list[str]:
+    """What `lsmha info` prints."""
+    lines = [
+        f"lsmha_fast {__version__}, Python {platform.python_version()}, {platform.machine()}",
+        *_torch_lines(),
+        "optional: " + ", ".join(f"{name} {_version(name)}" for name in OPTIONAL),
+    ]
+    return lines
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _torch_lines() -> list[str]:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return ["torch: missing (pip install torch); only `lsmha info` and `lsmha --help` work"]
+    from ._ext import ext_missing
+    from .ops._triton_utils import triton_missing
+
+    cuda = "no CUDA device"
+    if torch.cuda.is_available():
+        cuda = ", ".join(
+            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+        )
+    triton = triton_missing()
+    if triton is None and not torch.cuda.is_available():
+        triton = "installed, but there is no CUDA device to run on"
+    cpp = ext_missing()
+    return [
+        f"torch {torch.__version__} (CUDA build {torch.version.cuda or 'none'}): {cuda}, "
+        f"{torch.get_num_threads()} CPU threads",
+        "backend reference: ready",
+        f"backend triton {_version('triton')}: {triton or 'ready'}",
+        f"backend cpp: {cpp or 'ready'}",
+        *_choices(torch),
+    ]
+
+
+def _choices(torch) -> list[str]:
+    """The backend that `backend=None` takes for a CCT's shapes on each device."""
+    from .ops.attention.op import choose_backend as choose_attention
+
+    return []
+
+
+if __name__ == "__main__":
+    print("\n".join(info_lines()))
+    sys.exit(0)

@@ -1,0 +1,197 @@
+"""CCT: images -> stem -> blocks -> norm -> pool -> logits, in one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import ConvBlock, ConvStem, EncoderBlock, SeqPool
+
+
+class CCTOutput(NamedTuple):
+    """Logits (B, K), and per transformer block its heads' outputs (B, N, H, D)."""
+
+    logits: Tensor
+    heads: tuple[Tensor, ...]
+
+
+class CCT(nn.Module):
+    """Compact convolutional transformer with any number of heads per block.
+
+    Sources: arXiv 2104.05704 and SHI-Labs/Compact-Transformers `src/cct.py` for the network,
+    arXiv 2506.23832 for many heads and for convolutions in place of the first blocks.
+
+    Args:
+        img_size: rows and columns of the images.
+        num_classes: labels K.
+        dim: channels C of a token.
+        depth: blocks, of both kinds together.
+        num_heads: heads H of every transformer block, or one number per transformer block.
+        head_dim: channels D of a head; `dim // num_heads` by default.
+        conv_blocks: how many of the first blocks are `ConvBlock`s.
+        conv_residual: give those a residual connection.
+        mlp_ratio: hidden channels of the MLP over `dim`.
+        kernel_size, num_conv_layers: of the stem.
+        in_channels: channels of the images.
+        positional_embedding: "learnable", "sine" (fixed) or "none".
+        attn_drop, dropout: dropout of attention weights; of embedding, projection and MLP.
+        drop_path: stochastic depth, rising linearly from 0 in the first block to this value.
+        pre_norm: standard pre-norm blocks instead of the published form.
+        backend: of every op, see `lsmha_fast.ops`.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 32,
+        num_classes: int = 100,
+        dim: int = 256,
+        depth: int = 7,
+        num_heads: int | Sequence[int] = 4,
+        head_dim: int | None = None,
+        conv_blocks: int = 0,
+        conv_residual: bool = False,
+        mlp_ratio: float = 2.0,
+        kernel_size: int = 3,
+        num_conv_layers: int = 1,
+        in_channels: int = 3,
+        positional_embedding: str = "learnable",
+        attn_drop: float = 0.1,
+        dropout: float = 0.0,
+        drop_path: float = 0.1,
+        pre_norm: bool = False,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        heads = _heads_per_block(num_heads, depth, conv_blocks)
+        self.num_classes = num_classes
+        self.img_size = img_size
+        self.stem = ConvStem(
+            dim,
+            in_channels=in_channels,
+            num_layers=num_conv_layers,
+            kernel_size=kernel_size,
+            backend=backend,
+        )
+        self.grid = self.stem.grid(img_size, img_size)
+        self._make_positional_embedding(positional_embedding, self.grid[0] * self.grid[1], dim)
+        self.dropout = nn.Dropout(dropout)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        blocks: list[nn.Module] = [
+            ConvBlock(
+                dim,
+                grid=self.grid,
+                residual=conv_residual,
+                drop_path=rates[i] if conv_residual else 0.0,
+            )
+            for i in range(conv_blocks)
+        ]
+        blocks += [
+            EncoderBlock(
+                dim,
+                h,
+                head_dim=head_dim,
+                mlp_ratio=mlp_ratio,
+                attn_drop=attn_drop,
+                dropout=dropout,
+                drop_path=rate,
+                pre_norm=pre_norm,
+                backend=backend,
+            )
+            for h, rate in zip(heads, rates[conv_blocks:], strict=True)
+        ]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(dim)
+        self.pool = SeqPool(dim, backend=backend)
+        self.fc = nn.Linear(dim, num_classes)
+        self.apply(_init_weights)
+
+    def _make_positional_embedding(self, kind: str, num_tokens: int, dim: int) -> None:
+        if kind == "learnable":
+            self.positional_emb = nn.Parameter(torch.empty(1, num_tokens, dim))
+            nn.init.trunc_normal_(self.positional_emb, std=0.2)
+        elif kind == "sine":
+            self.register_buffer("positional_emb", sinusoidal_embedding(num_tokens, dim))
+        elif kind == "none":
+            self.positional_emb = None
+        else:
+            raise ValueError(
+                f"positional_embedding must be learnable, sine or none, got {kind!r}"
+            )
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the transformer blocks; numbers count the convolution blocks too."""
+        return tuple(
+            f"block {i}"
+            for i, block in enumerate(self.blocks, start=1)
+            if isinstance(block, EncoderBlock)
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> tokens (B, N, C) with their positional embedding."""
+        if images.ndim != 4 or images.shape[2:] != (self.img_size, self.img_size):
+            raise ValueError(
+                f"CCT: expected images (B, {self.stem.convs[0].in_channels}, {self.img_size}, "
+                f"{self.img_size}), got {tuple(images.shape)}"
+            )
+        x = self.stem(images)
+        if self.positional_emb is not None:
+            x = x + self.positional_emb
+        return self.dropout(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) after the last block -> logits (B, K)."""
+        return self.fc(self.pool(self.norm(x)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, K)."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.classify(x)
+
+    def forward_with_heads(self, images: Tensor) -> CCTOutput:
+        """The same pass, with the outputs of all heads of all transformer blocks."""
+        x, heads = self.embed(images), []
+        for block in self.blocks:
+            if isinstance(block, EncoderBlock):
+                x, z = block.forward_with_heads(x)
+                heads.append(z)
+            else:
+                x = block(x)
+        return CCTOutput(self.classify(x), tuple(heads))
+
+
+def sinusoidal_embedding(num_tokens: int, dim: int) -> Tensor:
+    """The fixed embedding of the published sine models, (1, num_tokens, dim)."""
+    position = torch.arange(num_tokens, dtype=torch.float64)[:, None]
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle = position / 10000 ** (2 * (channel // 2) / dim)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()[None]
+
+
+def _heads_per_block(num_heads: int | Sequence[int], depth: int, conv_blocks: int) -> list[int]:
+    if depth < 1 or not 0 <= conv_blocks <= depth:
+        raise ValueError(f"conv_blocks must be in 0..{depth} (the depth), got {conv_blocks}")
+    wanted = depth - conv_blocks
+    heads = [num_heads] * wanted if isinstance(num_heads, int) else list(num_heads)
+    if len(heads) != wanted:
+        raise ValueError(
+            f"num_heads must be one number, or {wanted} numbers, one per transformer block; "
+            f"got {len(heads)} numbers: {heads}"
+        )
+    return heads
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Published initialisation; convolutions and embeddings are made with theirs."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.MultiheadAttention):
+        nn.init.trunc_normal_(module.in_proj_weight, std=0.02)

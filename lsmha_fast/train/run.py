@@ -1,0 +1,147 @@
+"""A run folder: config.json, metrics.jsonl, last and best weights, and the state to go on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import ImageDataset, load_dataset
+from ..models import CCT, create_model, parse_name
+from .checkpoint import load_weights, write_atomic
+from .config import TrainConfig
+
+CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.pt"
+WEIGHTS = {"best": "best.safetensors", "last": "last.safetensors"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted run: its folder, its config and the trained model."""
+
+    folder: Path
+    config: TrainConfig
+    model: CCT
+
+
+def build_model(config: TrainConfig, num_classes: int) -> CCT:
+    """The model of a run, freshly initialised from the run's seed."""
+    torch.manual_seed(config.seed)
+    return create_model(
+        config.model,
+        num_classes,
+        config.num_heads,
+        config.head_dim,
+        config.conv_blocks,
+        conv_residual=config.conv_residual,
+        pre_norm=config.pre_norm,
+        attn_drop=config.attn_drop,
+        drop_path=config.drop_path,
+        backend=config.backend,
+    )
+
+
+def load_split(config: TrainConfig, split: str) -> ImageDataset:
+    """The training or test images of a run, of the size its model takes."""
+    size = parse_name(config.model)["img_size"]
+    options: dict[str, Any] = {"tier": config.tier} if config.data == "glyphs100" else {}
+    dataset = load_dataset(config.data, split, config.data_root, **options)
+    if dataset.images.shape[-1] != size:
+        raise ValueError(
+            f"--model {config.model} takes {size}x{size} images, "
+            f"{dataset.name} has {dataset.images.shape[-1]}x{dataset.images.shape[-2]}"
+        )
+    return dataset
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the first GPU, else the CPU.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:N, got {name}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def create_run(folder: Path, config: TrainConfig) -> None:
+    """Make the folder and write the config.
+
+    Raises:
+        ValueError: the folder holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--out {folder} exists already; give another, or --resume {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / CONFIG, lambda part: part.write_text(config.to_json()))
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    """Add one line to metrics.jsonl."""
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, one per epoch."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def keep_metrics(folder: Path, epochs: int) -> None:
+    """Forget rows after the first `epochs`, which a resumed run will write again."""
+    rows = [row for row in read_metrics(folder) if row["epoch"] <= epochs]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(folder / METRICS, lambda part: part.write_text(text))
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The config of a run.
+
+    Raises:
+        FileNotFoundError: `folder` is not a run.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run folder at {folder}")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no {CONFIG}")
+    return TrainConfig.from_json(folder / CONFIG)
+
+
+def load_run(folder: Path, which: str = "best") -> Run:
+    """Read a run and its weights.
+
+    Args:
+        folder: what `train` wrote.
+        which: "best" (highest test accuracy) or "last".
+
+    Raises:
+        FileNotFoundError: not a run, or not trained yet.
+        ValueError: damaged files, or weights of another model.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    path = folder / WEIGHTS[which]
+    weights = load_weights(path)
+    if "fc.weight" not in weights:
+        raise ValueError(f"{path} holds no classifier (fc.weight)")
+    model = build_model(config, num_classes=len(weights["fc.weight"]))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model of {folder / CONFIG}") from error
+    return Run(folder, config, model.eval())
