@@ -1,0 +1,3 @@
+from .op import attention as attention
+from .op import attention_packed as attention_packed
+from .op import attention_weights as attention_weights
