@@ -14,12 +14,16 @@ CHECKS = {
     "triton": lambda x: triton_check(x, DTYPES),
 }
 
+# by device, fastest first; Triton's interpreter is for tests that name it
+ORDER = {"cuda": ("triton",)}
+
 torch.library.define(
-    "lsmha_fast::seq_pool", "(Tensor x, Tensor weight, str backend) -> (Tensor out, Tensor p)"
+    "lsmha_fast::seq_pool", "(Tensor x, Tensor weight, str backend) -> (Tensor pooled, Tensor lse)"
 )
 torch.library.define(
     "lsmha_fast::seq_pool_backward",
-    "(Tensor do, Tensor x, Tensor weight, Tensor p, str backend) -> (Tensor dx, Tensor dweight)",
+    "(Tensor do, Tensor x, Tensor weight, Tensor pooled, Tensor lse, str backend)"
+    " -> (Tensor dx, Tensor dweight)",
 )
 
 
@@ -29,19 +33,19 @@ def _forward_impl(x, weight, backend):
 
 
 @torch.library.impl("lsmha_fast::seq_pool_backward", "CompositeExplicitAutograd")
-def _backward_impl(do, x, weight, p, backend):
-    return load_backend(__package__, backend).seq_pool_backward(do, x, weight, p)
+def _backward_impl(do, x, weight, pooled, lse, backend):
+    return load_backend(__package__, backend).seq_pool_backward(do, x, weight, pooled, lse)
 
 
 @torch.library.register_fake("lsmha_fast::seq_pool")
 def _forward_fake(x, weight, backend):
     B, N, H, D = x.shape
     acc = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty(B, H, D), x.new_empty(B, N, H, dtype=acc)
+    return x.new_empty(B, H, D, dtype=acc), x.new_empty(B, H, dtype=acc)
 
 
 @torch.library.register_fake("lsmha_fast::seq_pool_backward")
-def _backward_fake(do, x, weight, p, backend):
+def _backward_fake(do, x, weight, pooled, lse, backend):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
@@ -52,10 +56,10 @@ _backward = torch.ops.lsmha_fast.seq_pool_backward.default
 class _SeqPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, backend):
-        out, p = _forward(x, weight, backend)
-        ctx.save_for_backward(x, weight, p)
+        pooled, lse = _forward(x, weight, backend)
+        ctx.save_for_backward(x, weight, pooled, lse)
         ctx.backend = backend
-        return out
+        return pooled.to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -86,4 +90,5 @@ def seq_pool(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor
             "seq_pool: expected x (B, N >= 1, H, D) and weight (H, D), "
             f"got x {tuple(x.shape)} and weight {tuple(weight.shape)}"
         )
-    return _SeqPool.apply(x, weight, resolve_backend("seq_pool", backend, CHECKS, ("triton",), x))
+    order = ORDER.get(x.device.type, ())
+    return _SeqPool.apply(x, weight, resolve_backend("seq_pool", backend, CHECKS, order, x))
