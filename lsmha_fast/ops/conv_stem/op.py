@@ -1,0 +1,166 @@
+"""One layer of the convolutional tokenizer: public function, schema, fake kernels, autograd."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .._dispatch import always, load_backend, resolve_backend, triton_check
+from .common import window_count
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CHECKS = {
+    "reference": always,
+    "triton": lambda x: triton_check(x, DTYPES),
+}
+
+
+class Pool(NamedTuple):
+    """Max pooling: window, step and border of minus infinity, in positions of the convolution."""
+
+    kernel: int = 3
+    stride: int = 2
+    padding: int = 1
+
+
+# a single position per window: the same kernels without pooling
+NO_POOL = Pool(1, 1, 0)
+
+torch.library.define(
+    "lsmha_fast::conv_stem",
+    "(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, int[] pool, "
+    "bool need_codes, str backend) -> (Tensor out, Tensor codes)",
+)
+torch.library.define(
+    "lsmha_fast::conv_stem_backward",
+    "(Tensor do, Tensor x, Tensor weight, Tensor codes, int stride, int padding, int[] pool, "
+    "bool need_dx, bool need_dweight, str backend) -> (Tensor dx, Tensor dweight, Tensor dbias)",
+)
+
+
+@torch.library.impl("lsmha_fast::conv_stem", "CompositeExplicitAutograd")
+def _forward_impl(x, weight, bias, stride, padding, pool, need_codes, backend):
+    run = load_backend(__package__, backend).conv_stem
+    return run(x, weight, bias, stride, padding, pool, need_codes)
+
+
+@torch.library.impl("lsmha_fast::conv_stem_backward", "CompositeExplicitAutograd")
+def _backward_impl(do, x, weight, codes, stride, padding, pool, need_dx, need_dweight, backend):
+    run = load_backend(__package__, backend).conv_stem_backward
+    return run(do, x, weight, codes, stride, padding, pool, need_dx, need_dweight)
+
+
+@torch.library.register_fake("lsmha_fast::conv_stem")
+def _forward_fake(x, weight, bias, stride, padding, pool, need_codes, backend):
+    sizes = (window_count(n, weight.shape[-1], stride, padding) for n in x.shape[2:])
+    rows, cols = (window_count(n, *pool) for n in sizes)
+    shape = (x.shape[0], rows * cols, weight.shape[0])
+    codes = x.new_empty(shape if need_codes else (0,), dtype=torch.uint8)
+    return x.new_empty(shape), codes
+
+
+@torch.library.register_fake("lsmha_fast::conv_stem_backward")
+def _backward_fake(do, x, weight, codes, stride, padding, pool, need_dx, need_dweight, backend):
+    B, C, H, W = x.shape
+    dx = x.new_empty(B, H, W, C).permute(0, 3, 1, 2) if need_dx else x.new_empty(0)
+    if not need_dweight:
+        return dx, x.new_empty(0), x.new_empty(0)
+    return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+_forward = torch.ops.lsmha_fast.conv_stem.default
+_backward = torch.ops.lsmha_fast.conv_stem_backward.default
+
+
+class _ConvStem(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding, pool, backend):
+        out, codes = _forward(x, weight, bias, stride, padding, pool, True, backend)
+        ctx.save_for_backward(x, weight, codes)
+        ctx.geometry = (stride, padding, pool)
+        ctx.backend = backend
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do):
+        need_dx, *need_parameters = ctx.needs_input_grad[:3]
+        need_dweight = any(need_parameters)
+        grads = _backward(do, *ctx.saved_tensors, *ctx.geometry, need_dx, need_dweight, ctx.backend)
+        wanted = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
+        return *wanted, None, None, None, None
+
+
+def conv_stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int,
+    padding: int,
+    pool: Pool | tuple[int, int, int] | None = Pool(),
+    backend: str | None = None,
+) -> Tensor:
+    """Convolution, ReLU, max pooling and the layout of tokens: one layer of CCT's tokenizer.
+
+    Equals `max_pool2d(relu(conv2d(x, weight, bias, stride, padding)), *pool)` followed by
+    `.flatten(2).transpose(1, 2)` (arXiv 2104.05704, section 3.2). The gradient of a window goes
+    to the first of its largest sums, as in PyTorch, on every backend; sums are compared before
+    the bias, which cannot change their order. Tokens viewed as a channels-last image,
+    `out.unflatten(1, (h, w)).permute(0, 3, 1, 2)`, feed a next layer without a copy.
+
+    Args:
+        x: images, (B, Cin, H, W), any strides.
+        weight: filters, (C, Cin, k, k), in the dtype of `x`.
+        bias: (C,) in the dtype of `x`, or None.
+        stride: step of the convolution in pixels.
+        padding: border of zeros in pixels.
+        pool: (kernel, stride, padding) of the pooling, kernel at most 15; None for no pooling.
+        backend: "reference" or "triton"; by default the fastest one for `x.device`.
+
+    Returns:
+        Tokens, (B, N, C), row by row, in the dtype of `x`.
+
+    Raises:
+        ValueError: shapes, dtypes or sizes do not fit, or the backend does not exist.
+        BackendError: the named backend cannot run this call.
+    """
+    pool = NO_POOL if pool is None else Pool(*pool)
+    _check(x, weight, bias, stride, padding, pool)
+    # the interpreter makes Triton possible on a CPU, never fast
+    order = ("triton",) if x.is_cuda else ()
+    backend = resolve_backend("conv_stem", backend, CHECKS, order, x)
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _ConvStem.apply(x, weight, bias, stride, padding, list(pool), backend)
+    return _forward(x, weight, bias, stride, padding, list(pool), False, backend)[0]
+
+
+def _check(x, weight, bias, stride, padding, pool):
+    """Raise ValueError, with the values, unless the three PyTorch calls would work too."""
+    shapes = f"x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+    if x.ndim != 4 or weight.ndim != 4 or weight.shape[1:] != (x.shape[1], *weight.shape[-1:] * 2):
+        raise ValueError(
+            f"conv_stem: expected x (B, Cin, H, W) and weight (C, Cin, k, k), got {shapes}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"conv_stem: expected bias ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
+        dtypes = ", ".join(str(t.dtype) for t in (x, weight, bias) if t is not None)
+        raise ValueError(f"conv_stem: x, weight and bias must share one dtype, got {dtypes}")
+    if stride < 1 or padding < 0:
+        raise ValueError(f"conv_stem: expected stride >= 1, padding >= 0; got {stride}, {padding}")
+    if not (1 <= pool.kernel <= 15 and pool.stride >= 1 and 0 <= pool.padding <= pool.kernel // 2):
+        raise ValueError(
+            f"conv_stem: expected a pool kernel of 1 to 15, stride >= 1 and padding of at most "
+            f"half the kernel, got {pool}"
+        )
+    sizes = [window_count(n, weight.shape[-1], stride, padding) for n in x.shape[2:]]
+    if min(sizes) < 1 or min(window_count(n, *pool) for n in sizes) < 1:
+        raise ValueError(
+            f"conv_stem: the image is smaller than one window: {shapes}, "
+            f"stride {stride}, padding {padding}, {pool}"
+        )
