@@ -1,7 +1,7 @@
 """Build the optional native kernels. All metadata is in pyproject.toml.
 
 LSMHA_BUILD=auto (default) builds what this machine can build and says in one line what it lacks,
-require fails instead, skip builds nothing. CXX, CXXFLAGS and MAX_JOBS keep their usual meaning.
+require fails instead, skip builds nothing. CXX and MAX_JOBS keep their usual meaning.
 """
 
 import os
@@ -40,7 +40,8 @@ def flags():
     """Compiler flags for every extension; no path of this machine may reach a binary."""
     import torch
 
-    prefixes = {ROOT: ".", Path(torch.__file__).parent: "torch", Path(sys.prefix): "python"}
+    # the last prefix that matches wins, so the narrower ones come later
+    prefixes = {Path(sys.prefix): "python", ROOT: ".", Path(torch.__file__).parent: "torch"}
     maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
     return ["-O3", "-g0", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", *maps]
 

@@ -13,8 +13,7 @@ BUILD = "pip install --no-build-isolation . in the source folder builds it"
 
 
 @functools.cache
-def ext_missing() -> str | None:
-    """Why the CPU kernels of `lsmha_fast._C` cannot run, with the remedy; None once loaded."""
+def _load() -> str | None:
     try:
         importlib.import_module("lsmha_fast._C")
     except ModuleNotFoundError:
@@ -22,6 +21,12 @@ def ext_missing() -> str | None:
     except ImportError as error:
         return f"the native extension lsmha_fast._C does not load ({error}); {BUILD}"
     return None
+
+
+@torch.compiler.assume_constant_result  # torch.compile then has no need to trace the import
+def ext_missing() -> str | None:
+    """Why the CPU kernels of `lsmha_fast._C` cannot run, with the remedy; None once loaded."""
+    return _load()
 
 
 def cpp_check(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:

@@ -14,7 +14,9 @@ def seq_pool(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(x.dtype, torch.float32)
     score = torch.einsum("bnhd,hd->bnh", x.to(acc), weight.to(acc))
     p = torch.softmax(score, dim=1)  # (B, N, H)
-    return torch.einsum("bnh,bnhd->bhd", p, x.to(acc)), torch.logsumexp(score, dim=1)
+    pooled = torch.einsum("bnh,bnhd->bhd", p, x.to(acc))
+    # dense, as the fake kernels promise; einsum chooses strides of its own
+    return pooled.contiguous(), torch.logsumexp(score, dim=1).contiguous()
 
 
 def seq_pool_backward(
@@ -34,4 +36,4 @@ def seq_pool_backward(
     ds = p * (dp - delta[:, None])  # (B, N, H)
     dx = p[..., None] * do_f[:, None] + ds[..., None] * w_f
     dweight = torch.einsum("bnh,bnhd->hd", ds, x_f)
-    return dx.to(x.dtype), dweight.to(weight.dtype)
+    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype).contiguous()
