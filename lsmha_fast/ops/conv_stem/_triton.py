@@ -32,7 +32,7 @@ PROGRAMS = 528
 
 @triton.jit
 def _patches(
-    x_ptr, x_stride, b, oy, ox, inside, k, H, W,
+    x_ptr, x_stride, b, oy, ox, k, H, W,
     CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     UP: tl.constexpr,
 ):  # fmt: skip
@@ -42,24 +42,29 @@ def _patches(
     """
     ci = k % CIN
     tap = k // CIN
-    iy = oy * STRIDE - PADDING + tap // KERNEL  # [BLOCK_K]
-    ix = (ox * STRIDE - PADDING)[:, None] + (tap % KERNEL)[None, :]  # [BLOCK_M, BLOCK_K]
-    row_inside = (k < CIN * KERNEL * KERNEL) & (iy >= 0) & (iy < H * UP)
-    mask = inside[:, None] & (ix >= 0) & (ix < W * UP)
-    if UP > 1:
-        row_inside = row_inside & (iy % UP == 0)
-        mask = mask & (ix % UP == 0)
-        iy = iy // UP
-        ix = ix // UP
+    ky = tap // KERNEL
+    kx = tap % KERNEL
+    y0 = oy * STRIDE - PADDING
+    x0 = ox * STRIDE - PADDING  # [BLOCK_M]
+    iy = y0 + ky  # [BLOCK_K]
+    ix = x0[:, None] + kx[None, :]  # [BLOCK_M, BLOCK_K]
+    # unsigned, so that one comparison covers both ends
+    inside = (k < CIN * KERNEL * KERNEL) & (iy.to(tl.uint32) < (H * UP).to(tl.uint32))
+    inside = inside[None, :] & (ix.to(tl.uint32) < (W * UP).to(tl.uint32))
     image = x_ptr + b * x_stride[0]  # [BLOCK_M]
-    ptrs = image[:, None] + (ci * x_stride[1] + iy * x_stride[2])[None, :] + ix * x_stride[3]
-    return tl.load(ptrs, mask=mask & row_inside[None, :], other=0.0)
+    if UP == 1:
+        # a sum of what depends on the position and what depends on the tap: one addition each
+        position = image + (y0 * x_stride[2] + x0 * x_stride[3])
+        ptrs = position[:, None] + (ci * x_stride[1] + ky * x_stride[2] + kx * x_stride[3])[None, :]
+    else:
+        inside = inside & (iy % UP == 0)[None, :] & (ix % UP == 0)
+        from_k = ci * x_stride[1] + iy // UP * x_stride[2]
+        ptrs = image[:, None] + from_k[None, :] + ix // UP * x_stride[3]
+    return tl.load(ptrs, mask=inside, other=0.0)
 
 
 @triton.jit
-def _filters(
-    weight_ptr, weight_stride, k, c, C, CIN: tl.constexpr, KERNEL: tl.constexpr
-):  # fmt: skip
+def _filters(weight_ptr, weight_stride, k, c, C, CIN: tl.constexpr, KERNEL: tl.constexpr):
     """Filter values in the order of the patches: [BLOCK_K, BLOCK_C]."""
     tap = k // CIN
     from_k = (k % CIN) * weight_stride[1]
@@ -70,14 +75,14 @@ def _filters(
 
 @triton.jit
 def _first_max(best, code, value, value_code):
-    """The larger value and its code; the earlier one among equals, NaN over all, as PyTorch."""
-    take = (value > best) | (value != value)
-    return tl.where(take, value, best), tl.where(take, value_code, code)
+    """The larger value and its code, the earlier one among equals; NaN wins, as in PyTorch."""
+    code = tl.where(value > best, value_code, code)
+    return tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL), code
 
 
 @triton.jit
 def _conv_row(
-    x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, valid, c, oy, H, W, C, HC, WC,
+    x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, c, oy, H, W, C, HC, WC,
     CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     UP: tl.constexpr, POOL_KERNEL: tl.constexpr, POOL_STRIDE: tl.constexpr,
     POOL_PADDING: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -93,25 +98,26 @@ def _conv_row(
     code = tl.zeros([BLOCK_M, BLOCK_C], tl.int32)
     for kx in tl.static_range(POOL_KERNEL):
         ox = px * POOL_STRIDE - POOL_PADDING + kx
-        inside = valid & (ox >= 0) & (ox < WC) & (oy >= 0) & (oy < HC)
         sums = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
         if K <= BLOCK_K:
             k = tl.arange(0, BLOCK_K)
             patches = _patches(
-                x_ptr, x_stride, b, oy, ox, inside, k, H, W, CIN, KERNEL, STRIDE, PADDING, UP
+                x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, STRIDE, PADDING, UP
             )
             sums = tl.dot(patches, weight, sums, input_precision="ieee")
         else:
             for k0 in range(0, K, BLOCK_K):
                 k = k0 + tl.arange(0, BLOCK_K)
                 patches = _patches(
-                    x_ptr, x_stride, b, oy, ox, inside, k, H, W, CIN, KERNEL, STRIDE, PADDING, UP
+                    x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, STRIDE, PADDING, UP
                 )
                 chunk = _filters(weight_ptr, weight_stride, k, c, C, CIN, KERNEL)
                 sums = tl.dot(patches, chunk, sums, input_precision="ieee")
-        sums = tl.where(inside[:, None], sums, -float("inf"))
+        # windows leave the plane by their first or last POOL_PADDING positions only
+        if kx < POOL_PADDING or kx >= POOL_KERNEL - POOL_PADDING:
+            sums = tl.where(((ox >= 0) & (ox < WC))[:, None], sums, -float("inf"))
         best, code = _first_max(best, code, sums, kx)
-    return best, code
+    return tl.where((oy >= 0) & (oy < HC), best, -float("inf")), code
 
 
 @triton.jit
@@ -127,14 +133,16 @@ def _conv_stem_fwd(
     column = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     first = tl.program_id(2) * STRIP
+    # columns past the last one repeat it and are not stored
     valid = column < B * WO
+    column = tl.minimum(column, B * WO - 1)
     b = (column // WO).to(tl.int64)
     px = column % WO
     weight = _filters(weight_ptr, weight_stride, tl.arange(0, BLOCK_K), c, C, CIN, KERNEL)
 
     if CARRY:
         row, row_code = _conv_row(
-            x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, valid, c,
+            x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, c,
             first * POOL_STRIDE - POOL_PADDING, H, W, C, HC, WC, CIN, KERNEL, STRIDE, PADDING, UP,
             POOL_KERNEL, POOL_STRIDE, POOL_PADDING, BLOCK_K,
         )  # fmt: skip
@@ -145,7 +153,7 @@ def _conv_stem_fwd(
             best, code = row, row_code
         for ky in tl.static_range(1 if CARRY else 0, POOL_KERNEL):
             row, row_code = _conv_row(
-                x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, valid, c,
+                x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, c,
                 py * POOL_STRIDE - POOL_PADDING + ky, H, W, C, HC, WC, CIN, KERNEL, STRIDE,
                 PADDING, UP, POOL_KERNEL, POOL_STRIDE, POOL_PADDING, BLOCK_K,
             )  # fmt: skip
@@ -200,7 +208,7 @@ def _conv_stem_bwd_dy(
 @triton.jit
 def _conv_stem_bwd_dweight(
     do_ptr, do_stride, codes_ptr, x_ptr, x_stride, dweight_ptr, dbias_ptr,
-    B, C, H, W, HC, WC, HO, WO, STRIP,
+    B, C, H, W, HO, WO, STRIP,
     CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     POOL_KERNEL: tl.constexpr, POOL_STRIDE: tl.constexpr, POOL_PADDING: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -220,9 +228,10 @@ def _conv_stem_bwd_dweight(
     for item in range(share, tl.cdiv(B * WO, BLOCK_M) * strips, tl.num_programs(0)):
         column = (item // strips) * BLOCK_M + tl.arange(0, BLOCK_M)
         first = (item % strips) * STRIP
+        valid = column < B * WO
+        column = tl.minimum(column, B * WO - 1)
         b = (column // WO).to(tl.int64)
         px = column % WO
-        valid = column < B * WO
         mask = valid[:, None] & (c < C)[None, :]
         for py in range(first, tl.minimum(first + STRIP, HO)):
             window = b * do_stride[0] + (py * WO + px) * do_stride[1]
@@ -236,9 +245,8 @@ def _conv_stem_bwd_dweight(
             for i in tl.static_range(POOL_KERNEL * POOL_KERNEL):
                 oy = py * POOL_STRIDE - POOL_PADDING + i // POOL_KERNEL
                 ox = px * POOL_STRIDE - POOL_PADDING + i % POOL_KERNEL
-                inside = valid & (ox >= 0) & (ox < WC) & (oy >= 0) & (oy < HC)
                 patches = _patches(
-                    x_ptr, x_stride, b, oy, ox, inside, k, H, W, CIN, KERNEL, STRIDE, PADDING, 1
+                    x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, STRIDE, PADDING, 1
                 )
                 dy = do
                 if codes_ptr is not None:
@@ -377,9 +385,9 @@ def _weight_gradient(do, codes, x, weight, stride, padding, conv_size, pool):
     shares = min(items, max(PROGRAMS // (tiles[0] * tiles[1]), 1))
     dweight = x.new_empty(shares, C, K, dtype=torch.float32)
     dbias = x.new_empty(shares, C, dtype=torch.float32)
-    _conv_stem_bwd_dweight[shares, *tiles](
+    _conv_stem_bwd_dweight[(shares, *tiles)](
         do, do.stride(), codes, x, x.stride(), dweight, dbias,
-        B, C, H, W, *conv_size, *size, strip,
+        B, C, H, W, *size, strip,
         CIN=CIN, **_geometry(kernel, stride, padding, pool), **blocks,
     )  # fmt: skip
     dweight = dweight.sum(0).view(C, kernel, kernel, CIN).permute(0, 3, 1, 2)
