@@ -2,11 +2,14 @@
 
 from .clusters import Clusters as Clusters
 from .clusters import find_clusters as find_clusters
+from .plots import plot_shp as plot_shp
 from .probes import BlockProbe as BlockProbe
 from .probes import Probes as Probes
 from .probes import evaluate_probes as evaluate_probes
+from .report import write_report as write_report
 from .shp import SHP as SHP
 from .shp import single_head_performance as single_head_performance
 from .snr import SNR as SNR
 from .snr import signal_to_noise as signal_to_noise
+from .summary import summarize as summarize
 from .training import train_probes as train_probes

@@ -33,8 +33,8 @@ def block_names(model: nn.Module, depth: int) -> tuple[str, ...]:
     names = tuple(getattr(model, "block_names", ())) or tuple(
         f"block {m + 1}" for m in range(depth)
     )
-    if len(names) != depth:
-        raise ValueError(f"the model names {len(names)} blocks but gives the heads of {depth}")
+    if len(names) != depth or len(set(names)) != depth:
+        raise ValueError(f"the model gives the heads of {depth} blocks but names them {names}")
     return names
 
 

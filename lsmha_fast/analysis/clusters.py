@@ -22,6 +22,8 @@ class Clusters(NamedTuple):
     column_noise: Tensor  # (H,) int64: other labels' images on outputs the head recognises
     rest_noise: Tensor  # (H,) int64: on outputs the head does not recognise
     density: Tensor  # (H,) fp64: external noise / (K^2 - |U|^2); 0 where U is everything
+    threshold: float
+    normalize: str
 
     @property
     def external_noise(self) -> Tensor:
@@ -76,7 +78,7 @@ def find_clusters(
     own = fields.diagonal(dim1=1, dim2=2)
     strength = own / largest.amax((1, 2)).clamp(min=torch.finfo(own.dtype).tiny)[:, None]
     assignment = _clique_cover(above & above.mT, strength)
-    return _statistics(above, assignment)
+    return Clusters(**_statistics(above, assignment), threshold=threshold, normalize=normalize)
 
 
 def _checked(matrices: Tensor, threshold: float, normalize: str) -> Tensor:
@@ -127,7 +129,8 @@ def _grow_clique(mutual: Tensor, candidates: Tensor, strength: Tensor) -> Tensor
     return members
 
 
-def _statistics(above: Tensor, assignment: Tensor) -> Clusters:
+def _statistics(above: Tensor, assignment: Tensor) -> dict[str, Tensor]:
+    """The tensor fields of `Clusters`."""
     H, K = assignment.shape
     recognized = assignment >= 0
     sizes = torch.zeros(H, K + 1, dtype=torch.int64)
@@ -143,14 +146,14 @@ def _statistics(above: Tensor, assignment: Tensor) -> Clusters:
     size_of_label = torch.where(recognized, sizes.gather(1, assignment.clamp(min=0)), 0)
     # big clusters first, then in the order they were found, labels outside last
     key = (K - size_of_label) * (K + 1) + torch.where(recognized, assignment, K)
-    return Clusters(
-        above=above,
-        assignment=assignment,
-        order=key.argsort(dim=1, stable=True),
-        number=number,
-        mean_size=labels.double() / number.clamp(min=1),
-        internal_noise=(above & square & ~in_block).sum((1, 2)),
-        column_noise=column.sum((1, 2)),
-        rest_noise=rest.sum((1, 2)),
-        density=external.double() / (K * K - labels**2).clamp(min=1),
-    )
+    return {
+        "above": above,
+        "assignment": assignment,
+        "order": key.argsort(dim=1, stable=True),
+        "number": number,
+        "mean_size": labels.double() / number.clamp(min=1),
+        "internal_noise": (above & square & ~in_block).sum((1, 2)),
+        "column_noise": column.sum((1, 2)),
+        "rest_noise": rest.sum((1, 2)),
+        "density": external.double() / (K * K - labels**2).clamp(min=1),
+    }

@@ -59,7 +59,7 @@ class Probes:
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; an interrupted call leaves an earlier file as it was."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         info = {
             "kind": _KIND,
@@ -75,7 +75,8 @@ class Probes:
             for name, t in probe._asdict().items()
         }
         with atomic_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"info": json.dumps(info)})
+            # not `save_file`, which makes files that only their owner can read
+            temporary.write_bytes(save(tensors, metadata={"info": json.dumps(info)}))
         return Path(path)
 
     @classmethod
