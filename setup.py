@@ -4,6 +4,7 @@ LSMHA_BUILD=auto (default) builds what this machine can build and says in one li
 require fails instead, skip builds nothing. CXX and MAX_JOBS keep their usual meaning.
 """
 
+import importlib
 import os
 import shlex
 import shutil
@@ -14,10 +15,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-MODES = ("auto", "require", "skip")
 # the oldest PyTorch a binary runs under: 2.11
 TARGET_VERSION = "0x020b000000000000"
-HINT = "pip install --no-build-isolation . builds them in an environment that has torch"
 
 
 def missing():
@@ -28,11 +27,9 @@ def missing():
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "free-threaded Python has no stable ABI"
     try:
-        import torch
+        importlib.import_module("torch")
     except ImportError as error:
-        return f"torch cannot be imported ({error}); {HINT}"
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
-        return f"torch {torch.__version__} is older than 2.11"
+        return f"torch cannot be imported ({error}); use pip install --no-build-isolation ."
     return None
 
 
@@ -41,8 +38,8 @@ def flags():
     import torch
 
     # the last prefix that matches wins, so the narrower ones come later
-    prefixes = {Path(sys.prefix): "python", ROOT: ".", Path(torch.__file__).parent: "torch"}
-    maps = [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()]
+    names = {sys.prefix: "python", ROOT: ".", Path(torch.__file__).parent: "torch"}
+    maps = [f"-ffile-prefix-map={path}={name}" for path, name in names.items()]
     return ["-O3", "-g0", "-Wno-psabi", f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", *maps]
 
 
@@ -50,11 +47,11 @@ def extensions():
     """One extension per set of libraries, so that each loads wherever those exist."""
     from torch.utils.cpp_extension import CppExtension
 
-    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.cpp"))
-    cpu = CppExtension(
-        "lsmha_fast._C", sources, extra_compile_args={"cxx": flags()}, py_limited_api=True
-    )
-    # libtorch would drag in the CUDA libraries of the torch we build against
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").iterdir())
+    sources = [name for name in files if name.endswith(".cpp")]
+    cpu = CppExtension("lsmha_fast._C", sources, depends=files, py_limited_api=True)
+    cpu.extra_compile_args = flags()
+    # torch's default adds libtorch, which drags in the CUDA libraries of a CUDA build
     cpu.libraries = ["torch_cpu"]
     return [cpu]
 
@@ -70,7 +67,8 @@ def build_ext(mode):
             except Exception as error:
                 if mode == "require":
                     raise
-                print(f"lsmha_fast: no native kernels: the build failed ({error})")
+                reason = str(error).partition("\n")[0]
+                print(f"lsmha_fast: no native kernels: the build failed ({reason})")
                 self.extensions = self.distribution.ext_modules = []
                 wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
                 if wheel is not None:
@@ -82,13 +80,12 @@ def build_ext(mode):
 def arguments():
     """What to pass to setup() under the present LSMHA_BUILD."""
     mode = os.environ.get("LSMHA_BUILD", "auto")
-    if mode not in MODES:
-        sys.exit(f"lsmha_fast: LSMHA_BUILD={mode!r} is not one of {', '.join(MODES)}")
-    if mode == "skip":
-        return {}
-    if (reason := missing()) is not None:
-        if mode == "require":
-            sys.exit(f"lsmha_fast: LSMHA_BUILD=require, but {reason}")
+    if mode not in ("auto", "require", "skip"):
+        sys.exit(f"lsmha_fast: LSMHA_BUILD={mode!r} is not one of auto, require, skip")
+    reason = "LSMHA_BUILD=skip" if mode == "skip" else missing()
+    if reason and mode == "require":
+        sys.exit(f"lsmha_fast: LSMHA_BUILD=require, but {reason}")
+    if reason:
         print(f"lsmha_fast: no native kernels: {reason}")
         return {}
     return {
