@@ -32,5 +32,5 @@ _HOMES = {
     ),
     **dict.fromkeys(("CCT", "create_model"), "models"),
 }
-__all__ = list(_HOMES)  # noqa: PLE0605
+__all__ = list(_HOMES)
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

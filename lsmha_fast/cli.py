@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("LSMHA_DEBUG") == "1" or not is_bad_input(error):
             raise
         line = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            line += "; pip install 'lsmha_fast[train,data,report]' has all that the commands need"
         print(f"lsmha {args.command}: error: {line}", file=sys.stderr)
         return 2
     return 0
@@ -57,7 +60,8 @@ def is_bad_input(error: Exception) -> bool:
 
 def make_parser() -> Parser:
     """The parser of `lsmha` and all its subcommands."""
-    parser = Parser(prog="lsmha", description="Large-scale multi-head attention: train and measure.")
+    about = "Vision transformers with very many heads: train them, measure every head."
+    parser = Parser(prog="lsmha", description=about)
     parser.add_argument("--version", action="version", version=f"lsmha_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_train(commands)
@@ -77,15 +81,16 @@ def add_train(commands) -> None:
             kwargs = {"action": argparse.BooleanOptionalAction}
         else:
             parse = f.metadata.get("parse") or FLAG_TYPES[str(f.type)]
-            kwargs = {"type": parse, "metavar": f.name.upper(), "choices": f.metadata.get("choices")}
-            if kwargs["choices"]:
-                kwargs["metavar"] = "{" + ",".join(kwargs["choices"]) + "}"
+            choices = f.metadata.get("choices")
+            kwargs = {"type": parse, "choices": choices}
+            kwargs["metavar"] = "{" + ",".join(choices) + "}" if choices else f.name.upper()
         text = f.metadata["help"]
         if f.default not in (None, MISSING):
             text += f" (default: {f.default})"
         # SUPPRESS: only what the user gave arrives, so that --resume can refuse the rest
         train.add_argument(flag, help=text, default=argparse.SUPPRESS, **kwargs)
-    train.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-hHEADS-sSEED)")
+    where = "run folder (default: runs/DATA-MODEL-hHEADS-sSEED)"
+    train.add_argument("--out", type=Path, help=where)
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
     train.set_defaults(run=run_train)
 
@@ -112,7 +117,8 @@ def run_train(args: argparse.Namespace) -> None:
 
     from .train.loop import train
 
-    print(f"run folder: {folder}")
+    print(f"run folder: {folder}", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
     try:
         result = train(config, folder, resume=args.resume is not None)
     except KeyboardInterrupt:

@@ -38,9 +38,7 @@ def _torch_lines() -> list[str]:
 
     cuda = "no CUDA device"
     if torch.cuda.is_available():
-        cuda = ", ".join(
-            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
-        )
+        cuda = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     triton = triton_missing()
     if triton is None and not torch.cuda.is_available():
         triton = "installed, but there is no CUDA device to run on"
@@ -51,15 +49,7 @@ def _torch_lines() -> list[str]:
         "backend reference: ready",
         f"backend triton {_version('triton')}: {triton or 'ready'}",
         f"backend cpp: {cpp or 'ready'}",
-        *_choices(torch),
     ]
-
-
-def _choices(torch) -> list[str]:
-    """The backend that `backend=None` takes for a CCT's shapes on each device."""
-    from .ops.attention.op import choose_backend as choose_attention
-
-    return []
 
 
 if __name__ == "__main__":

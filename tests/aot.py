@@ -58,6 +58,50 @@ def assert_clean(config: dict) -> None:
     assert depth is None or depth >= 16, f"{config['name']} has a dot with K = {depth}"
 
 
+def record_launches(call) -> list[tuple]:
+    """Configurations, as `aot_configs()` gives them, of the kernels that `call()` would launch.
+
+    Works on tensors of the meta device, so that the real launcher chooses blocks, strides and
+    hints and nothing is computed. For use inside the subprocess (Triton not in its interpreter).
+    """
+    from unittest import mock
+
+    from triton.runtime.jit import JITFunction
+
+    configs = []
+
+    def run(kernel, *args, grid, warmup, num_warps=4, num_stages=3, **constexprs):
+        signature = {}
+        names = [name for name in kernel.arg_names if name not in constexprs]
+        constants = {p.name for p in kernel.params if p.is_constexpr}
+        for name, value in zip(names, args, strict=True):
+            if value is None or name in constants:
+                constexprs[name] = value
+            else:
+                signature[name] = _specialize(value)
+        configs.append((kernel, signature, constexprs, num_warps, num_stages))
+
+    with mock.patch.object(JITFunction, "run", run):
+        call()
+    return configs
+
+
+def _specialize(value) -> str | tuple:
+    """Type and hint that a launch gives to one argument."""
+    if isinstance(value, tuple):
+        return tuple(_specialize(v) for v in value)
+    if isinstance(value, float):
+        return "fp32"
+    if isinstance(value, int):
+        hint = ":1" if value == 1 else ":16" if value % 16 == 0 else ""
+        return ("i32" if value < 2**31 else "i64") + hint
+    kind = str(value.dtype).removeprefix("torch.")
+    for long, short in (("bfloat", "bf"), ("float", "fp"), ("int", "i"), ("bool", "i1")):
+        kind = kind.replace(long, short)
+    aligned = value.storage_offset() * value.element_size() % 16 == 0
+    return f"*{kind}" + ":16" * aligned
+
+
 def _split_hints(kernel, signature, constexprs):
     """Triton's compiler wants types, constants and divisibility apart, keyed by position."""
     types, constants, attrs = {}, dict(constexprs), {}

@@ -118,9 +118,7 @@ class CCT(nn.Module):
         elif kind == "none":
             self.positional_emb = None
         else:
-            raise ValueError(
-                f"positional_embedding must be learnable, sine or none, got {kind!r}"
-            )
+            raise ValueError(f"positional_embedding must be learnable, sine or none, got {kind!r}")
 
     @property
     def block_names(self) -> tuple[str, ...]:

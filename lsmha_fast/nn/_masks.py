@@ -49,13 +49,12 @@ def merge_masks(
         key_padding_mask = key_padding_mask[None]
     if key_padding_mask.shape != (B, num_keys):
         raise RuntimeError(
-            f"key_padding_mask must have shape {(B, num_keys)}, "
-            f"got {tuple(key_padding_mask.shape)}"
+            f"key_padding_mask must have shape {(B, num_keys)}, got {tuple(key_padding_mask.shape)}"
         )
     if key_padding_mask.dtype == torch.bool:
         return AttentionMask(~key_padding_mask, bias)
     padding = key_padding_mask.to(query.dtype)[:, None, None, :]
-    return AttentionMask(None, padding.expand(B, 1, L, num_keys) if bias is None else bias + padding)
+    return AttentionMask(None, padding if bias is None else bias + padding)
 
 
 def _attn_bias(attn_mask: Tensor, query: Tensor, num_keys: int, num_heads: int) -> Tensor:

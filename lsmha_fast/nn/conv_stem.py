@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from ..ops import conv_stem
@@ -46,7 +48,7 @@ class ConvStem(nn.Module):
         widths = [in_channels, *[hidden] * (num_layers - 1), dim]
         self.convs = nn.ModuleList(
             nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=bias)
-            for a, b in zip(widths[:-1], widths[1:], strict=True)
+            for a, b in pairwise(widths)
         )
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)

@@ -16,8 +16,9 @@ class SeqPool(nn.Linear):
     """
 
     def __init__(self, dim: int, *, backend: str | None = None, device=None, dtype=None):
-        # the bias cancels in the softmax; it is kept so that published checkpoints load
         super().__init__(dim, 1, device=device, dtype=dtype)
+        # the bias cancels in the softmax; it is kept so that published checkpoints load
+        self.bias.requires_grad_(False)
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -50,6 +51,28 @@ def resolve_backend(
     if reason is not None:
         raise BackendError(f"{op}: backend {backend!r} cannot run this call: {reason}")
     return backend
+
+
+def impl(name: str) -> Callable:
+    """Register a function as the implementation of op `name` on every device, with autocast off.
+
+    Without this the torch operations inside a backend would be cast by a caller's autocast; ops
+    compute in the precision of their inputs.
+    """
+
+    def register(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(*args):
+            device = next(a.device.type for a in args if isinstance(a, Tensor))
+            if not torch.is_autocast_enabled(device):
+                return function(*args)
+            with torch.autocast(device, enabled=False):
+                return function(*args)
+
+        torch.library.impl(name, "CompositeExplicitAutograd")(run)
+        return function
+
+    return register
 
 
 def always(*_) -> None:

@@ -17,7 +17,7 @@ def _flag(default: Any, help: str, **extra: Any) -> Any:
 
 
 def parse_heads(text: str) -> int | tuple[int, ...]:
-    """"16" -> 16, "16,32" -> (16, 32)."""
+    """ "16" -> 16, "16,32" -> (16, 32)."""
     numbers = tuple(int(part) for part in text.split(","))
     return numbers[0] if len(numbers) == 1 else numbers
 
@@ -72,7 +72,8 @@ class TrainConfig:
         for name in ("attn_drop", "drop_path", "label_smoothing", "erase"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 _refuse(name, getattr(self, name), "at least 0 and below 1")
-        for name in ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "mixup", "cutmix"):
+        rates = ("lr", "min_lr", "warmup_lr", "warmup_epochs", "weight_decay", "mixup", "cutmix")
+        for name in rates:
             if not 0.0 <= getattr(self, name) < float("inf"):
                 _refuse(name, getattr(self, name), "at least 0 and finite")
         if self.conv_blocks < 0:

@@ -68,6 +68,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunResu
     train_set, test_set = load_split(config, "train"), load_split(config, "test")
     model = build_model(config, len(train_set.class_names)).to(device)
     trainer = Trainer(config, model, train_set, test_set, device)
+    trainer.try_one_image()  # what cannot run shall fail before anything is written
     if resume:
         trainer.load(load_state(folder / STATE))
         keep_metrics(folder, trainer.epoch)
@@ -75,12 +76,10 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunResu
         create_run(folder, config)
         save_state(folder / STATE, trainer.state())
     start = time.perf_counter()
-    last = trainer.best
     while trainer.epoch < config.epochs:
         row = trainer.run_epoch()
-        last = row["test_accuracy"]
-        if last > trainer.best or trainer.epoch == 1:
-            trainer.best, trainer.best_epoch = last, trainer.epoch
+        if trainer.last > trainer.best or trainer.epoch == 1:
+            trainer.best, trainer.best_epoch = trainer.last, trainer.epoch
             save_weights(folder / WEIGHTS["best"], model.state_dict())
         append_metrics(folder, row)
         save_weights(folder / WEIGHTS["last"], model.state_dict())
@@ -115,6 +114,13 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self.epoch, self.best, self.best_epoch, self.last = 0, 0.0, 0, 0.0
 
+    @torch.no_grad()
+    def try_one_image(self) -> None:
+        """One forward pass, so that a backend or size that does not fit shows at once."""
+        self.model.eval()
+        with autocast(self.device, self.amp_dtype):
+            self.model(torch.zeros_like(self.batches.images[:1], dtype=torch.float32))
+
     def state(self) -> dict:
         """What `load` needs to go on exactly from here."""
         return {
@@ -140,9 +146,8 @@ class Trainer:
         start = time.perf_counter()
         # dropout and augmentation of an epoch depend on nothing before it
         torch.manual_seed(self.config.seed * 1_000_003 + self.epoch + 1)
-        generator = torch.Generator(self.device).manual_seed(
-            self.config.seed * 1_000_003 + self.epoch + 1
-        )
+        # on the CPU, so that drawing numbers never waits for the device
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch + 1)
         self.model.train()
         total = torch.zeros((), device=self.device)
         for step, (images, labels) in enumerate(self._progress()):

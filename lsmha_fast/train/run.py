@@ -58,7 +58,7 @@ def load_split(config: TrainConfig, split: str) -> ImageDataset:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU, else the CPU.
+    """ "auto" is the first GPU, else the CPU.
 
     Raises:
         ValueError: no such device.

@@ -1,0 +1,154 @@
+"""Training: it learns, it resumes to the bit, it leaves whole runs."""
+
+import json
+
+import pytest
+import torch
+
+from lsmha_fast.data import ImageDataset
+from lsmha_fast.train import TrainConfig, load_run, loop, train
+from lsmha_fast.train import run as run_module
+
+TINY = TrainConfig(
+    model="cct_2_3x2_32", num_heads=16, epochs=3, batch_size=16, lr=1e-3, warmup_epochs=1
+)
+
+
+def stripes(split):
+    """Three easy labels: stripes across, stripes down, plain; 48 images of noise and signal."""
+    generator = torch.Generator().manual_seed({"train": 0, "test": 1}[split])
+    labels = torch.arange(48) % 3
+    images = torch.randint(0, 60, (48, 3, 32, 32), generator=generator)
+    images[labels == 0, :, ::4] += 180
+    images[labels == 1, :, :, ::4] += 180
+    return ImageDataset(
+        images=images.to(torch.uint8),
+        labels=labels,
+        class_names=("across", "down", "plain"),
+        mean=(0.3, 0.3, 0.3),
+        std=(0.2, 0.2, 0.2),
+        name="stripes",
+        generated=True,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _stripes(monkeypatch):
+    def load(name, split, root=None, **options):
+        return stripes(split)
+
+    monkeypatch.setattr(run_module, "load_dataset", load)
+
+
+def test_a_run_learns_and_leaves_everything(tmp_path):
+    config = TrainConfig(**{**TINY.__dict__, "epochs": 8, "drop_path": 0.0})
+    result = train(config, tmp_path / "run")
+    assert result.best_accuracy == 1.0
+    names = sorted(p.name for p in (tmp_path / "run").iterdir())
+    assert names == [
+        "best.safetensors", "config.json", "last.safetensors", "metrics.jsonl", "state.pt"
+    ]  # fmt: skip
+    rows = [json.loads(r) for r in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in rows] == list(range(1, 9))
+    assert rows[-1]["test_accuracy"] == result.last_accuracy
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_loaded_run_gives_the_recorded_accuracy(tmp_path):
+    result = train(TINY, tmp_path / "run")
+    for which, accuracy in (("best", result.best_accuracy), ("last", result.last_accuracy)):
+        run = load_run(tmp_path / "run", which)
+        assert run.config == TINY
+        test = stripes("test")
+        batches = loop.Batches(test, 16, shuffle=False)
+        assert loop.evaluate(run.model, batches, test).accuracy == accuracy
+
+
+@pytest.mark.parametrize("stop_at", [0, 4, 7])
+def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, monkeypatch, stop_at):
+    train(TINY, tmp_path / "whole")
+    steps, step = iter(range(100)), loop.Trainer._step
+
+    def interrupted(self, *args):
+        if next(steps) == stop_at:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, tmp_path / "cut")
+    train(TINY, tmp_path / "cut", resume=True)
+    for which in ("best", "last"):
+        whole, cut = (load_run(tmp_path / n, which).model.state_dict() for n in ("whole", "cut"))
+        assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    rows = [
+        [json.loads(r)["test_loss"] for r in (tmp_path / n / "metrics.jsonl").open()]
+        for n in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_finished_run_resumes_to_itself(tmp_path):
+    first = train(TINY, tmp_path / "run")
+    again = train(TINY, tmp_path / "run", resume=True)
+    assert again[1:4] == first[1:4]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
+        {"num_heads": (2, 64), "pre_norm": True},
+        {"conv_blocks": 1, "conv_residual": True},
+        {"amp": "bf16"},
+        {"augment": False, "label_smoothing": 0.0},
+    ],
+)
+def test_options_run(tmp_path, change):
+    result = train(TrainConfig(**{**TINY.__dict__, "epochs": 1, **change}), tmp_path / "run")
+    assert 0.0 <= result.last_accuracy <= 1.0
+
+
+def test_vectors_are_not_decayed():
+    config = TINY
+    model = run_module.build_model(config, 3)
+    decayed, exempt = loop.make_optimizer(model, config, torch.device("cpu")).param_groups
+    assert decayed["weight_decay"] == config.weight_decay
+    assert exempt["weight_decay"] == 0.0
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim <= 1 for p in exempt["params"])
+    assert any(p is model.positional_emb for p in decayed["params"])
+
+
+def test_refuses_a_folder_in_use(tmp_path):
+    train(TINY, tmp_path / "run")
+    with pytest.raises(ValueError, match="exists already"):
+        train(TINY, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "device, words", [("tpu", "auto, cpu, cuda"), ("cuda:99", "GPUs"), ("mps", "auto, cpu")]
+)
+def test_unknown_devices(device, words):
+    with pytest.raises(ValueError, match=words):
+        run_module.pick_device(device)
+
+
+def test_diverged_loss_stops_with_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "_step", lambda self, *args: torch.tensor(float("nan")))
+    with pytest.raises(ValueError, match="lower --lr"):
+        train(TINY, tmp_path / "run")
+
+
+def test_damaged_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run folder"):
+        load_run(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        load_run(tmp_path / "empty")
+    train(TINY, tmp_path / "run")
+    other = TrainConfig(**{**TINY.__dict__, "model": "cct_4_3x2_32"})
+    (tmp_path / "run/config.json").write_text(other.to_json())
+    with pytest.raises(ValueError, match="does not fit"):
+        load_run(tmp_path / "run")
