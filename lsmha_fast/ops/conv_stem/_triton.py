@@ -4,16 +4,20 @@ Forward: a program owns BLOCK_M pooled columns (image, column), walks down the p
 keeps running maxima of convolution sums, so nothing of the convolution's resolution reaches
 memory. The last row of a window is the first of the next one and is carried over; only columns
 shared by neighbouring windows are summed twice. For the 3x3/2 pooling this makes
-1.5 (1 + 1 / (2 STRIP)) times the multiplications of the plain convolution, against 2.25 without
-the carry. Bias and ReLU follow the maximum, on a quarter of the values.
+1.5 (1 + 1 / STRIP) times the sums of the plain convolution, against 2.25 without the carry.
+Bias and ReLU follow the maximum, on a quarter of the values. Where all of a row step's sums read
+one small patch (3x3 filters on colours: 4 x 5 x 3 = 60 values), the patch is fetched once, WIDE,
+and multiplied by filters moved within it: more multiplications, but a third of the loads, which
+are what this kernel waits for.
 
 Backward: every window sends its gradient to the position that its code names, so the gradient of
 the weight is, per position in the window, a product of masked `do` with the patches there: each
-`do` and code is read once and nothing is scattered. Partial sums per program are added by
-torch.sum: no atomics. With an image gradient wanted, the gradient `dy` of the convolution sums is
-gathered into memory once and dx is the forward kernel on it, with mirrored filters; this is
-deterministic and exact in fp32 without touching cuDNN's global flags. A stride of s makes dx
-multiply s * s times more zeros than needed; tokenizers convolve later layers with stride 1 or 2.
+`do` and code is read once and nothing is scattered. A one after the last tap of a patch makes the
+bias one more filter value. Partial sums per program are added by torch.sum: no atomics. With an
+image gradient wanted, the gradient `dy` of the convolution sums is gathered into memory once and
+dx is the forward kernel on it, with mirrored filters: deterministic and exact in fp32 without
+touching cuDNN's global flags. A stride of s makes dx multiply s * s times more zeros than needed;
+tokenizers convolve later layers with stride 1 or 2.
 """
 
 from __future__ import annotations
@@ -33,23 +37,23 @@ PROGRAMS = 528
 @triton.jit
 def _patches(
     x_ptr, x_stride, b, oy, ox, k, H, W,
-    CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    UP: tl.constexpr,
+    CIN: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, STRIDE: tl.constexpr,
+    PADDING: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
-    """Image values under the filter at (oy, ox) of each image b: [BLOCK_M, BLOCK_K].
+    """Image values from the corner of the filter at (oy, ox) on: [BLOCK_M, BLOCK_K].
 
-    UP spreads the image by zeros: the transposed convolution reads dy so.
+    k counts channels, then COLS columns, then ROWS rows; the value after the last is a one, the
+    bias's. UP spreads the image by zeros: the transposed convolution reads dy so.
     """
     ci = k % CIN
-    tap = k // CIN
-    ky = tap // KERNEL
-    kx = tap % KERNEL
+    ky = k // CIN // COLS
+    kx = k // CIN % COLS
     y0 = oy * STRIDE - PADDING
     x0 = ox * STRIDE - PADDING  # [BLOCK_M]
     iy = y0 + ky  # [BLOCK_K]
     ix = x0[:, None] + kx[None, :]  # [BLOCK_M, BLOCK_K]
     # unsigned, so that one comparison covers both ends
-    inside = (k < CIN * KERNEL * KERNEL) & (iy.to(tl.uint32) < (H * UP).to(tl.uint32))
+    inside = (k < CIN * ROWS * COLS) & (iy.to(tl.uint32) < (H * UP).to(tl.uint32))
     inside = inside[None, :] & (ix.to(tl.uint32) < (W * UP).to(tl.uint32))
     image = x_ptr + b * x_stride[0]  # [BLOCK_M]
     if UP == 1:
@@ -60,17 +64,21 @@ def _patches(
         inside = inside & (iy % UP == 0)[None, :] & (ix % UP == 0)
         from_k = ci * x_stride[1] + iy // UP * x_stride[2]
         ptrs = image[:, None] + from_k[None, :] + ix // UP * x_stride[3]
-    return tl.load(ptrs, mask=inside, other=0.0)
+    return tl.load(ptrs, mask=inside, other=tl.where(k == CIN * ROWS * COLS, 1.0, 0.0)[None, :])
 
 
 @triton.jit
-def _filters(weight_ptr, weight_stride, k, c, C, CIN: tl.constexpr, KERNEL: tl.constexpr):
-    """Filter values in the order of the patches: [BLOCK_K, BLOCK_C]."""
-    tap = k // CIN
-    from_k = (k % CIN) * weight_stride[1]
-    from_k += (tap // KERNEL) * weight_stride[2] + (tap % KERNEL) * weight_stride[3]
+def _filters(
+    weight_ptr, weight_stride, k, c, C, dy, dx,
+    CIN: tl.constexpr, KERNEL: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Filters moved by (dy, dx) within the patch, zero around them: [BLOCK_K, BLOCK_C]."""
+    ky = k // CIN // COLS - dy
+    kx = k // CIN % COLS - dx
+    inside = (ky >= 0) & (ky < KERNEL) & (kx >= 0) & (kx < KERNEL)
+    from_k = (k % CIN) * weight_stride[1] + ky * weight_stride[2] + kx * weight_stride[3]
     ptrs = weight_ptr + from_k[:, None] + (c * weight_stride[0])[None, :]
-    return tl.load(ptrs, mask=(k < CIN * KERNEL * KERNEL)[:, None] & (c < C)[None, :], other=0.0)
+    return tl.load(ptrs, mask=inside[:, None] & (c < C)[None, :], other=0.0)
 
 
 @triton.jit
@@ -81,43 +89,21 @@ def _first_max(best, code, value, value_code):
 
 
 @triton.jit
-def _conv_row(
-    x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, c, oy, H, W, C, HC, WC,
+def _chunked_sums(
+    x_ptr, x_stride, weight_ptr, weight_stride, b, oy, ox, c, H, W, C,
     CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
-    UP: tl.constexpr, POOL_KERNEL: tl.constexpr, POOL_STRIDE: tl.constexpr,
-    POOL_PADDING: tl.constexpr, BLOCK_K: tl.constexpr,
+    UP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Largest sums of convolution row oy within each pooled column, and where: [BLOCK_M, BLOCK_C].
-
-    Positions outside the convolution's output count as minus infinity.
-    """
-    K: tl.constexpr = CIN * KERNEL * KERNEL
-    BLOCK_M: tl.constexpr = px.shape[0]
-    BLOCK_C: tl.constexpr = c.shape[0]
-    best = tl.full([BLOCK_M, BLOCK_C], -float("inf"), tl.float32)
-    code = tl.zeros([BLOCK_M, BLOCK_C], tl.int32)
-    for kx in tl.static_range(POOL_KERNEL):
-        ox = px * POOL_STRIDE - POOL_PADDING + kx
-        sums = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-        if K <= BLOCK_K:
-            k = tl.arange(0, BLOCK_K)
-            patches = _patches(
-                x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, STRIDE, PADDING, UP
-            )
-            sums = tl.dot(patches, weight, sums, input_precision="ieee")
-        else:
-            for k0 in range(0, K, BLOCK_K):
-                k = k0 + tl.arange(0, BLOCK_K)
-                patches = _patches(
-                    x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, STRIDE, PADDING, UP
-                )
-                chunk = _filters(weight_ptr, weight_stride, k, c, C, CIN, KERNEL)
-                sums = tl.dot(patches, chunk, sums, input_precision="ieee")
-        # windows leave the plane by their first or last POOL_PADDING positions only
-        if kx < POOL_PADDING or kx >= POOL_KERNEL - POOL_PADDING:
-            sums = tl.where(((ox >= 0) & (ox < WC))[:, None], sums, -float("inf"))
-        best, code = _first_max(best, code, sums, kx)
-    return tl.where((oy >= 0) & (oy < HC), best, -float("inf")), code
+    """Convolution sums at (oy, ox): [BLOCK_M, BLOCK_C]."""
+    sums = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for k0 in range(0, CIN * KERNEL * KERNEL, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        patches = _patches(
+            x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, KERNEL, STRIDE, PADDING, UP
+        )
+        filters = _filters(weight_ptr, weight_stride, k, c, C, 0, 0, CIN, KERNEL, KERNEL)
+        sums = tl.dot(patches, filters, sums, input_precision="ieee")
+    return sums
 
 
 @triton.jit
@@ -126,38 +112,65 @@ def _conv_stem_fwd(
     B, C, H, W, HC, WC, HO, WO, STRIP,
     CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     UP: tl.constexpr, POOL_KERNEL: tl.constexpr, POOL_STRIDE: tl.constexpr,
-    POOL_PADDING: tl.constexpr, RELU: tl.constexpr,
+    POOL_PADDING: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    CARRY: tl.constexpr = POOL_KERNEL - POOL_STRIDE == 1
+    # rows of a window that the window above has not summed already
+    CARRY: tl.constexpr = 1 if POOL_KERNEL - POOL_STRIDE == 1 else 0
+    NEW: tl.constexpr = POOL_KERNEL - CARRY
+    ROWS: tl.constexpr = (NEW - 1) * STRIDE + KERNEL
+    COLS: tl.constexpr = (POOL_KERNEL - 1) * STRIDE + KERNEL
     column = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.arange(0, BLOCK_K)
     first = tl.program_id(2) * STRIP
     # columns past the last one repeat it and are not stored
     valid = column < B * WO
     column = tl.minimum(column, B * WO - 1)
     b = (column // WO).to(tl.int64)
     px = column % WO
-    weight = _filters(weight_ptr, weight_stride, tl.arange(0, BLOCK_K), c, C, CIN, KERNEL)
+    if WIDE:
+        filters = ()
+        for i in tl.static_range(NEW * POOL_KERNEL):
+            moved = _filters(
+                weight_ptr, weight_stride, k, c, C, i // POOL_KERNEL * STRIDE,
+                i % POOL_KERNEL * STRIDE, CIN, KERNEL, COLS,
+            )  # fmt: skip
+            # not unpacking, which Triton does not parse
+            filters = filters + (moved,)  # noqa: RUF005
 
-    if CARRY:
-        row, row_code = _conv_row(
-            x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, c,
-            first * POOL_STRIDE - POOL_PADDING, H, W, C, HC, WC, CIN, KERNEL, STRIDE, PADDING, UP,
-            POOL_KERNEL, POOL_STRIDE, POOL_PADDING, BLOCK_K,
-        )  # fmt: skip
-    for py in range(first, tl.minimum(first + STRIP, HO)):
+    row = tl.full([BLOCK_M, BLOCK_C], -float("inf"), tl.float32)
+    row_code = tl.zeros([BLOCK_M, BLOCK_C], tl.int32)
+    # with a row to carry, a first turn only sums the row above the first window
+    for py in range(first - CARRY, tl.minimum(first + STRIP, HO)):
         best = tl.full([BLOCK_M, BLOCK_C], -float("inf"), tl.float32)
         code = tl.zeros([BLOCK_M, BLOCK_C], tl.int32)
-        if CARRY:
+        if CARRY == 1:
             best, code = row, row_code
-        for ky in tl.static_range(1 if CARRY else 0, POOL_KERNEL):
-            row, row_code = _conv_row(
-                x_ptr, x_stride, weight_ptr, weight_stride, weight, b, px, c,
-                py * POOL_STRIDE - POOL_PADDING + ky, H, W, C, HC, WC, CIN, KERNEL, STRIDE,
-                PADDING, UP, POOL_KERNEL, POOL_STRIDE, POOL_PADDING, BLOCK_K,
+        oy = py * POOL_STRIDE - POOL_PADDING + CARRY
+        if WIDE:
+            patches = _patches(
+                x_ptr, x_stride, b, oy, px * POOL_STRIDE - POOL_PADDING, k, H, W,
+                CIN, ROWS, COLS, STRIDE, PADDING, UP,
             )  # fmt: skip
-            best, code = _first_max(best, code, row, row_code + ky * POOL_KERNEL)
+        for ky in tl.static_range(NEW):
+            row = tl.full([BLOCK_M, BLOCK_C], -float("inf"), tl.float32)
+            row_code = tl.zeros([BLOCK_M, BLOCK_C], tl.int32)
+            for kx in tl.static_range(POOL_KERNEL):
+                ox = px * POOL_STRIDE - POOL_PADDING + kx
+                if WIDE:
+                    sums = tl.dot(patches, filters[ky * POOL_KERNEL + kx])
+                else:
+                    sums = _chunked_sums(
+                        x_ptr, x_stride, weight_ptr, weight_stride, b, oy + ky, ox, c, H, W, C,
+                        CIN, KERNEL, STRIDE, PADDING, UP, BLOCK_M, BLOCK_C, BLOCK_K,
+                    )  # fmt: skip
+                # windows leave the plane by their first or last POOL_PADDING positions only
+                if kx < POOL_PADDING or kx >= POOL_KERNEL - POOL_PADDING:
+                    sums = tl.where(((ox >= 0) & (ox < WC))[:, None], sums, -float("inf"))
+                row, row_code = _first_max(row, row_code, sums, kx)
+            row = tl.where((oy + ky >= 0) & (oy + ky < HC), row, -float("inf"))
+            best, code = _first_max(best, code, row, row_code + (ky + CARRY) * POOL_KERNEL)
 
         if bias_ptr is not None:
             best += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
@@ -165,7 +178,7 @@ def _conv_stem_fwd(
             zero = best <= 0
             best = tl.where(zero, 0.0, best)
             code = tl.where(zero, POOL_KERNEL * POOL_KERNEL, code)
-        mask = valid[:, None] & (c < C)[None, :]
+        mask = (valid & (py >= first))[:, None] & (c < C)[None, :]
         offset = ((b * HO + py) * WO + px)[:, None] * C + c[None, :]
         tl.store(out_ptr + offset, best, mask=mask)
         if codes_ptr is not None:
@@ -207,27 +220,27 @@ def _conv_stem_bwd_dy(
 
 @triton.jit
 def _conv_stem_bwd_dweight(
-    do_ptr, do_stride, codes_ptr, x_ptr, x_stride, dweight_ptr, dbias_ptr,
+    do_ptr, do_stride, codes_ptr, x_ptr, x_stride, partial_ptr,
     B, C, H, W, HO, WO, STRIP,
     CIN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
     POOL_KERNEL: tl.constexpr, POOL_STRIDE: tl.constexpr, POOL_PADDING: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Sums over one share of the windows: dweight (shares, C, K), dbias (shares, C).
+    """Sums over one share of the windows: (shares, C, K + 1), dweight and then dbias.
 
     Without codes `do` is the gradient of the convolution sums themselves (POOL_KERNEL = 1).
     """
-    K: tl.constexpr = CIN * KERNEL * KERNEL
+    COLUMNS: tl.constexpr = CIN * KERNEL * KERNEL + 1
     share = tl.program_id(0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     strips = tl.cdiv(HO, STRIP)
-    dweight = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
-    dbias = tl.zeros([BLOCK_C], tl.float32)
+    sums = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
 
     for item in range(share, tl.cdiv(B * WO, BLOCK_M) * strips, tl.num_programs(0)):
         column = (item // strips) * BLOCK_M + tl.arange(0, BLOCK_M)
         first = (item % strips) * STRIP
+        # columns past the last one repeat it with a gradient of zero
         valid = column < B * WO
         column = tl.minimum(column, B * WO - 1)
         b = (column // WO).to(tl.int64)
@@ -240,35 +253,55 @@ def _conv_stem_bwd_dweight(
             if codes_ptr is not None:
                 token = (b * HO + py) * WO + px
                 code = tl.load(codes_ptr + token[:, None] * C + c[None, :], mask=mask, other=255)
-                do = tl.where(code < POOL_KERNEL * POOL_KERNEL, do, 0.0)
-            dbias += tl.sum(do.to(tl.float32), axis=0)
-            for i in tl.static_range(POOL_KERNEL * POOL_KERNEL):
+            for i in range(POOL_KERNEL * POOL_KERNEL):
                 oy = py * POOL_STRIDE - POOL_PADDING + i // POOL_KERNEL
                 ox = px * POOL_STRIDE - POOL_PADDING + i % POOL_KERNEL
                 patches = _patches(
-                    x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, STRIDE, PADDING, 1
+                    x_ptr, x_stride, b, oy, ox, k, H, W, CIN, KERNEL, KERNEL, STRIDE, PADDING, 1
                 )
                 dy = do
                 if codes_ptr is not None:
                     dy = tl.where(code == i, do, 0.0)
-                dweight = tl.dot(tl.trans(dy), patches, dweight, input_precision="ieee")
+                sums = tl.dot(tl.trans(dy), patches, sums, input_precision="ieee")
 
-    ptrs = dweight_ptr + (share * C + c)[:, None].to(tl.int64) * K + k[None, :]
-    tl.store(ptrs, dweight, mask=(c < C)[:, None] & (k < K)[None, :])
-    if tl.program_id(2) == 0:
-        tl.store(dbias_ptr + share * C + c, dbias, mask=c < C)
+    ptrs = partial_ptr + (share * C + c)[:, None].to(tl.int64) * COLUMNS + k[None, :]
+    tl.store(ptrs, sums, mask=(c < C)[:, None] & (k < COLUMNS)[None, :])
 
 
-def _blocks(C: int, K: int, dtype: torch.dtype) -> dict[str, int]:
+def _forward_blocks(C: int, CIN: int, dtype: torch.dtype, geometry: dict) -> dict:
     """Block sizes: what compiles for sm_90 without spills (`aot_configs`), not yet timed."""
-    deepest = 16 if dtype == torch.float32 else 64
+    kernel, stride, side = (geometry[n] for n in ("KERNEL", "STRIDE", "POOL_KERNEL"))
+    # rows and columns of the window that one step sums, and the patch below them
+    new_rows = side - (side - geometry["POOL_STRIDE"] == 1)
+    depth = CIN * ((new_rows - 1) * stride + kernel) * ((side - 1) * stride + kernel)
+    half = dtype != torch.float32
+    wide = half and depth <= 64 and new_rows * side <= 6
+    deepest = 64 if half else 16
     return {
+        "WIDE": wide,
         "BLOCK_M": 64,
-        "BLOCK_C": min(max(next_pow2(C), 16), 64),
-        "BLOCK_K": min(max(next_pow2(K), 16), deepest),
+        "BLOCK_C": min(_tile(C), 64 if half else 32),
+        "BLOCK_K": min(_tile(depth if wide else CIN * kernel * kernel), deepest),
         "num_warps": 8,
         "num_stages": 2,
     }
+
+
+def _weight_blocks(C: int, columns: int, dtype: torch.dtype) -> dict:
+    """Block sizes for the gradient of the weight, found in the same way."""
+    half = dtype != torch.float32
+    return {
+        "BLOCK_M": 64,
+        "BLOCK_C": min(_tile(C), 128 if half else 64),
+        "BLOCK_K": min(_tile(columns), 64 if half else 32),
+        "num_warps": 8,
+        "num_stages": 2,
+    }
+
+
+def _tile(n: int) -> int:
+    """The smallest block that holds n; tensor cores want at least 16."""
+    return max(next_pow2(n), 16)
 
 
 def _rows_per_program(rows: int, programs: int) -> int:
@@ -282,14 +315,22 @@ def _geometry(kernel, stride, padding, pool):
     return dict(zip(names, (kernel, stride, padding, *pool), strict=True))
 
 
+def _launch(kernel, grid, *args, **options):
+    kernel[grid](*args, **options)
+
+
 def _launch_forward(x, weight, bias, out, codes, conv_size, size, relu, up, geometry):
     B, CIN, H, W = x.shape
-    C, _, kernel, _ = weight.shape
-    blocks = _blocks(C, CIN * kernel * kernel, x.dtype)
+    C = len(weight)
+    blocks = _forward_blocks(C, CIN, x.dtype, geometry)
+    if not blocks["WIDE"]:
+        # chunks of filters are read again and again: let them be contiguous
+        weight = weight.contiguous(memory_format=torch.channels_last)
     columns = triton.cdiv(B * size[1], blocks["BLOCK_M"])
     channels = triton.cdiv(C, blocks["BLOCK_C"])
     strip = _rows_per_program(size[0], columns * channels)
-    _conv_stem_fwd[columns, channels, triton.cdiv(size[0], strip)](
+    _launch(
+        _conv_stem_fwd, (columns, channels, triton.cdiv(size[0], strip)),
         x, x.stride(), weight, weight.stride(), bias, out, codes,
         B, C, H, W, *conv_size, *size, strip, CIN=CIN, UP=up, RELU=relu, **geometry, **blocks,
     )  # fmt: skip
@@ -348,10 +389,12 @@ def _conv_gradient(do, codes, C, conv_size, pool):
     dy = do.new_empty(len(do), conv_size[0] * conv_size[1], C)
     if rows > 0:
         kernel, stride, padding = pool
-        block_c = min(max(next_pow2(C), 16), 128)
-        _conv_stem_bwd_dy[triton.cdiv(rows, 32), triton.cdiv(C, block_c)](
+        block_c = min(_tile(C), 128)
+        _launch(
+            _conv_stem_bwd_dy, (triton.cdiv(rows, 32), triton.cdiv(C, block_c)),
             do, do.stride(), codes, dy, len(do), C, *conv_size, *size,
-            kernel, stride, padding, BLOCK_M=32, BLOCK_C=block_c, num_warps=4,
+            POOL_KERNEL=kernel, POOL_STRIDE=stride, POOL_PADDING=padding,
+            BLOCK_M=32, BLOCK_C=block_c, num_warps=4, num_stages=2,
         )  # fmt: skip
     return dy
 
@@ -373,22 +416,70 @@ def _weight_gradient(do, codes, x, weight, stride, padding, conv_size, pool):
     """dweight and dbias in two stages: partial sums per program, then torch.sum."""
     B, CIN, H, W = x.shape
     C, _, kernel, _ = weight.shape
-    K = CIN * kernel * kernel
+    columns = CIN * kernel * kernel + 1
     size = [window_count(n, *pool) for n in conv_size]
     if B == 0:
-        return torch.zeros_like(weight), weight.new_zeros(C)
-    blocks = _blocks(C, K, x.dtype)
-    columns = triton.cdiv(B * size[1], blocks["BLOCK_M"])
-    tiles = triton.cdiv(C, blocks["BLOCK_C"]), triton.cdiv(K, blocks["BLOCK_K"])
-    strip = _rows_per_program(size[0], columns * tiles[0] * tiles[1])
-    items = columns * triton.cdiv(size[0], strip)
-    shares = min(items, max(PROGRAMS // (tiles[0] * tiles[1]), 1))
-    dweight = x.new_empty(shares, C, K, dtype=torch.float32)
-    dbias = x.new_empty(shares, C, dtype=torch.float32)
-    _conv_stem_bwd_dweight[(shares, *tiles)](
-        do, do.stride(), codes, x, x.stride(), dweight, dbias,
-        B, C, H, W, *size, strip,
+        return weight.new_zeros(weight.shape), weight.new_zeros(C)
+    blocks = _weight_blocks(C, columns, x.dtype)
+    windows = triton.cdiv(B * size[1], blocks["BLOCK_M"])
+    tiles = triton.cdiv(C, blocks["BLOCK_C"]) * triton.cdiv(columns, blocks["BLOCK_K"])
+    strip = _rows_per_program(size[0], windows * tiles)
+    shares = min(windows * triton.cdiv(size[0], strip), max(PROGRAMS // tiles, 1))
+    partial = x.new_empty(shares, C, columns, dtype=torch.float32)
+    grid = shares, triton.cdiv(C, blocks["BLOCK_C"]), triton.cdiv(columns, blocks["BLOCK_K"])
+    _launch(
+        _conv_stem_bwd_dweight, grid,
+        do, do.stride(), codes, x, x.stride(), partial, B, C, H, W, *size, strip,
         CIN=CIN, **_geometry(kernel, stride, padding, pool), **blocks,
     )  # fmt: skip
-    dweight = dweight.sum(0).view(C, kernel, kernel, CIN).permute(0, 3, 1, 2)
-    return dweight.to(weight.dtype).contiguous(), dbias.sum(0).to(weight.dtype)
+    dweight, dbias = partial.sum(0).to(weight.dtype).split([columns - 1, 1], dim=1)
+    dweight = dweight.reshape(C, kernel, kernel, CIN).permute(0, 3, 1, 2).contiguous()
+    return dweight, dbias[:, 0].contiguous()
+
+
+# layers of the published tokenizers (arXiv 2104.05704): Cin, C, kernel, stride, padding, pixels
+_LAYERS = (
+    (3, 256, 3, 1, 1, 32),
+    (3, 64, 3, 1, 1, 32),
+    (64, 128, 3, 1, 1, 16),
+    (3, 64, 7, 2, 3, 224),
+    (64, 384, 7, 2, 3, 56),
+)
+
+
+def aot_configs() -> list[tuple]:
+    """What a training step of the published tokenizers launches, to be compiled without a GPU.
+
+    The launchers themselves run, on tensors without data, and say what they would launch.
+    """
+    from unittest.mock import patch
+
+    configs = []
+
+    def record(kernel, grid, *args, num_warps, num_stages, **constexprs):
+        named = dict(zip(kernel.arg_names, args, strict=False))
+        constexprs |= {name: None for name, value in named.items() if value is None}
+        signature = {n: _aot_type(value) for n, value in named.items() if value is not None}
+        configs.append((kernel, signature, constexprs, num_warps, num_stages))
+
+    with patch(f"{__name__}._launch", record):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for CIN, C, kernel, stride, padding, pixels in _LAYERS:
+                x = torch.empty(128, CIN, pixels, pixels, dtype=dtype, device="meta")
+                if CIN > 3:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                weight = x.new_empty(C, CIN, kernel, kernel)
+                geometry = stride, padding, [3, 2, 1]
+                out, codes = conv_stem(x, weight, x.new_empty(C), *geometry, True)
+                conv_stem_backward(out, x, weight, codes, *geometry, CIN > 3, True)
+    return configs
+
+
+def _aot_type(value):
+    """Triton's type of an argument, with the hints that a launch would find out."""
+    if isinstance(value, tuple):
+        return tuple(map(_aot_type, value))
+    if isinstance(value, int):
+        return "i32:1" if value == 1 else "i32:16" if value % 16 == 0 else "i32"
+    short = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return f"*{short.get(value.dtype, 'u8')}:16"

@@ -26,7 +26,8 @@ class Pool(NamedTuple):
     padding: int = 1
 
 
-# a single position per window: the same kernels without pooling
+# the pooling of the published models, and one that changes nothing
+CCT_POOL = Pool()
 NO_POOL = Pool(1, 1, 0)
 
 torch.library.define(
@@ -101,7 +102,7 @@ def conv_stem(
     *,
     stride: int,
     padding: int,
-    pool: Pool | tuple[int, int, int] | None = Pool(),
+    pool: Pool | tuple[int, int, int] | None = CCT_POOL,
     backend: str | None = None,
 ) -> Tensor:
     """Convolution, ReLU, max pooling and the layout of tokens: one layer of CCT's tokenizer.
