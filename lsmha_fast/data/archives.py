@@ -7,7 +7,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from .errors import DatasetError
+from .errors import DatasetError, one_line
 
 MAX_UNPACKED = 512 << 20  # of one archive; CIFAR-100's have 185 MB
 
@@ -48,7 +48,7 @@ def read_members(path: Path, sizes: dict[str, int]) -> dict[str, bytes]:
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from None
     except Exception as error:  # tarfile, gzip and zlib each have their own errors
-        raise DatasetError(f"{path}: broken archive: {type(error).__name__}: {error}") from None
+        raise DatasetError(f"{path}: broken archive: {one_line(error)}") from None
     missing = sorted(set(sizes) - set(found))
     if missing:
         raise DatasetError(f"{path}: has no {', '.join(missing)}")

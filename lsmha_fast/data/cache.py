@@ -55,5 +55,5 @@ def write(path: Path, source: str, images: np.ndarray, labels: np.ndarray) -> No
 def _digest(source: str, images: np.ndarray, labels: np.ndarray) -> str:
     digest = hashlib.sha256(f"{source} {images.shape} {labels.shape}".encode())
     for array in (images, labels):
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cifar100_names import COARSE_NAMES, COUNTS, FINE_NAMES, PIXELS, SIDE
-from .errors import DatasetError, require
+from .errors import DatasetError, one_line, require
 from .pickles import safe_load, to_uint8
 
 RECORD = 2 + PIXELS  # coarse label, fine label, pixels
@@ -81,7 +81,7 @@ def read_parquet(path: Path) -> RawSplit:
     except DatasetError:
         raise
     except Exception as error:  # Arrow's errors have no common base
-        raise DatasetError(f"{path}: broken parquet: {_one_line(error)}") from None
+        raise DatasetError(f"{path}: broken parquet: {one_line(error)}") from None
     labels = [_label_list(v, len(images), str(path)) for v in (fine, coarse)]
     return RawSplit(np.stack(images), *labels)
 
@@ -126,7 +126,7 @@ def decode_png(data: Any, where: str) -> np.ndarray:
         if size == (SIDE, SIDE) and mode == "RGB":
             return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # Pillow raises many kinds on damaged files
-        raise DatasetError(f"{where}: broken PNG: {_one_line(error)}") from None
+        raise DatasetError(f"{where}: broken PNG: {one_line(error)}") from None
     raise DatasetError(f"{where}: a PNG is {size[0]}x{size[1]} {mode}, expected {SIDE}x{SIDE} RGB")
 
 
@@ -165,7 +165,3 @@ def _check_parquet(file: Any, path: Path) -> str:
     if not 0 < meta.num_rows <= COUNTS["train"] or size > _MAX_PARQUET_BYTES:
         raise DatasetError(f"{path}: {meta.num_rows} rows of {size} bytes are not CIFAR-100")
     return column
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -27,3 +27,8 @@ def require(module: str, purpose: str) -> Any:
         raise DatasetError(
             f'{purpose} needs the package {package}: pip install "lsmha_fast[data]"'
         ) from None
+
+
+def one_line(error: Exception) -> str:
+    """Type and text of a foreign error, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DatasetError
+from .errors import DatasetError, one_line
 
 _MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
 
@@ -80,7 +80,7 @@ def safe_load(data: bytes) -> Any:
     except DatasetError:
         raise
     except Exception as error:  # a crafted stream can raise anything
-        raise DatasetError(f"broken pickle: {type(error).__name__}: {error}") from None
+        raise DatasetError(f"broken pickle: {one_line(error)}") from None
 
 
 def to_uint8(value: Any) -> np.ndarray:
