@@ -96,7 +96,13 @@ def _specialize(value) -> str | tuple:
         hint = ":1" if value == 1 else ":16" if value % 16 == 0 else ""
         return ("i32" if value < 2**31 else "i64") + hint
     kind = str(value.dtype).removeprefix("torch.")
-    for long, short in (("bfloat", "bf"), ("float", "fp"), ("int", "i"), ("bool", "i1")):
+    for long, short in (
+        ("bfloat", "bf"),
+        ("float", "fp"),
+        ("uint", "u"),
+        ("int", "i"),
+        ("bool", "i1"),
+    ):
         kind = kind.replace(long, short)
     aligned = value.storage_offset() * value.element_size() % 16 == 0
     return f"*{kind}" + ":16" * aligned
@@ -136,7 +142,7 @@ def _compile(kernel, signature, constexprs, num_warps, num_stages, opcodes):
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    shown = [f"{k}={v}" for k, v in constexprs.items() if v is not None]
+    shown = [f"{k}={v}" for k, v in constexprs.items()]
     pointers = [t for t in signature.values() if isinstance(t, str) and t.startswith("*")]
     dtype = pointers[0][1:].partition(":")[0]
     # `tt.dot a, b, c : tensor<MxKxtype> * ...`
