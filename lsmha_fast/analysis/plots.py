@@ -108,16 +108,15 @@ def _draw_matrix(ax: Axes, matrix: Tensor, clusters: Clusters, head: int, names:
 
     fields = matrix / matrix.max().clamp(min=torch.finfo(matrix.dtype).tiny)
     order = _shown_labels(fields, clusters, head)
-    image = ax.imshow(
-        fields[order][:, order], cmap="coolwarm", vmin=-1, vmax=1, interpolation="nearest"
-    )
+    shown = fields[order][:, order].numpy()
+    image = ax.imshow(shown, cmap="coolwarm", vmin=-1, vmax=1, interpolation="nearest")
     start = 0
     for cluster in clusters.labels(head):
         corner, size = (start - 0.5, start - 0.5), len(cluster)
         ax.add_patch(Rectangle(corner, size, size, fill=False, edgecolor="black", linewidth=1.6))
         start += size
-    text = head_text(clusters, head, [n.replace(" ", "\u00a0") for n in names], width=76)
-    lines = textwrap.wrap(text, 42, break_on_hyphens=False)
+    text = head_text(clusters, head, [n.replace(" ", "\u00a0") for n in names], width=72)
+    lines = textwrap.wrap(text, 46, break_on_hyphens=False)
     ax.set_title("\n".join(lines[:2]), fontsize=8, loc="left")
     if len(order) <= NAMED_CLASSES:
         labels = [_short(names[i]) for i in order.tolist()]

@@ -117,7 +117,7 @@ class Probes:
 
 def normalized(x: Tensor, layer_norm: bool) -> Tensor:
     """Heads (B, N, H, D) after the probe's optional LayerNorm over all H * D channels."""
-    return F.layer_norm(x, x.shape[2:]) if layer_norm else x
+    return F.layer_norm(x.float(), x.shape[2:]) if layer_norm else x
 
 
 def pool_all(x: Tensor, weight: Tensor, backend: str | None) -> Tensor:

@@ -63,7 +63,7 @@ def head_text(clusters: Clusters, head: int, names: Sequence[str], width: int) -
     groups = ["+".join(names[i] for i in cluster) for cluster in clusters.labels(head)]
     text, start = f"head {head + 1}: ", len(f"head {head + 1}: ")
     for done, group in enumerate(groups):
-        more = f", {len(groups) - done} more"
+        more = f", {len(groups) - done}\u00a0more"  # one word for line breaks
         if done and len(text) + len(group) + len(more) + 2 > width:
             return text + more
         text += (", " if len(text) > start else "") + group

@@ -40,8 +40,8 @@ def train_probes(
 
     A probe is sequence pooling (one softmax over tokens from all channels) and a linear layer on
     the concatenated outputs of the heads, before the output projection; see docs/shp.md. It is
-    trained by AdamW with a cosine schedule on cross entropy, in coordinates where the pooled
-    channels have mean 0 and deviation 1, and handed back in the model's own coordinates.
+    trained by AdamW with a cosine schedule on cross entropy, in coordinates where the
+    tokens' channels have mean 0 and deviation 1, and handed back in the model's own coordinates.
 
     Args:
         model: has `forward_with_heads(images) -> (logits (B, K), heads per block (B, N, H, D))`.
@@ -95,7 +95,7 @@ def train_probes(
 
 
 class _Learner(nn.Module):
-    """One probe in coordinates where the mean-pooled channels have mean 0 and deviation 1.
+    """One probe in coordinates where the channels of the tokens have mean 0 and deviation 1.
 
     A change of coordinates only: the same functions are reachable, but one learning rate then
     suits every block, whatever the scale of its heads.
@@ -105,13 +105,13 @@ class _Learner(nn.Module):
         super().__init__()
         self.layer_norm = layer_norm
         self.shape = x.shape[2:]
-        pooled = normalized(x, layer_norm).mean(1).flatten(1)  # (B, C)
-        std = pooled.std(0, correction=0)
+        tokens = normalized(x, layer_norm).flatten(2).flatten(0, 1)  # (B * N, C)
+        std = tokens.std(0, correction=0)
         # channels that hardly move are not blown up: they would carry rounding only
         floor = 0.05 * std.square().mean().sqrt()
         std = torch.where(floor > 0, std.maximum(floor), torch.ones_like(std))
-        self.mean, self.std = pooled.mean(0), std
-        C, device = pooled.shape[1], x.device
+        self.mean, self.std = tokens.mean(0), std
+        C, device = tokens.shape[1], x.device
         weight = torch.empty(num_classes, C)
         nn.init.trunc_normal_(weight, std=0.02, generator=generator)
         self.pool_weight = nn.Parameter(torch.zeros(C, device=device))
