@@ -63,7 +63,9 @@ class Augment:
             top_left = _integers(2 * self.crop_padding + 1, (2, B), images, generator)
             images = crop(images, *(top_left - self.crop_padding), fill=self.crop_fill)
         if self.flip:
-            images = flip(images, _uniform((B,), images, generator) < self.flip)
+            device = _draw_device(images, generator)
+            chance = torch.rand(B, generator=generator, device=device)
+            images = flip(images, (chance < self.flip).to(images.device))
         if self.erase_prob:
             images = torch.where(
                 self._boxes(images, generator), self._fill(images, generator), images
@@ -73,7 +75,9 @@ class Augment:
     def _boxes(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """(B, 1, H, W) bool: the erased pixels."""
         B, _, H, W = images.shape
-        chance, area, aspect, top, left = _uniform((5, B), images, generator)
+        # computed where the numbers are drawn: another device may round exp and sqrt differently
+        device = _draw_device(images, generator)
+        chance, area, aspect, top, left = torch.rand((5, B), generator=generator, device=device)
         area = (self.erase_area[0] + area * (self.erase_area[1] - self.erase_area[0])) * (H * W)
         low, high = (math.log(v) for v in self.erase_aspect)
         aspect = torch.exp(low + aspect * (high - low))
@@ -81,14 +85,14 @@ class Augment:
         w = torch.sqrt(area / aspect).round().clamp(1, W)
         top, left = (top * (H - h + 1)).floor(), (left * (W - w + 1)).floor()
         h = h * (chance < self.erase_prob)
-        return box_mask(H, W, top, top + h, left, left + w)
+        return box_mask(H, W, *torch.stack([top, top + h, left, left + w]).to(images.device))
 
     def _fill(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.erase_mode == "zero":
             return images.new_zeros(())
         if images.dtype == torch.uint8:
             return _integers(256, images.shape, images, generator).to(torch.uint8)
-        device = images.device if generator is None else generator.device
+        device = _draw_device(images, generator)
         noise = torch.randn(images.shape, generator=generator, device=device)
         return noise.to(images)
 
@@ -140,13 +144,12 @@ def box_mask(H: int, W: int, top: Tensor, bottom: Tensor, left: Tensor, right: T
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def _uniform(shape: tuple[int, ...], images: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = images.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device).to(images.device)
+def _draw_device(images: Tensor, generator: torch.Generator | None) -> torch.device:
+    return images.device if generator is None else generator.device
 
 
 def _integers(
     high: int, shape: tuple[int, ...], images: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    device = images.device if generator is None else generator.device
+    device = _draw_device(images, generator)
     return torch.randint(high, shape, generator=generator, device=device).to(images.device)
