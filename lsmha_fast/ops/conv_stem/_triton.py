@@ -269,7 +269,7 @@ def _conv_stem_bwd_dweight(
 
 
 def _forward_blocks(C: int, CIN: int, dtype: torch.dtype, geometry: dict) -> dict:
-    """Block sizes: what compiles for sm_90 without spills (`aot_configs`), not yet timed."""
+    """Block sizes: what compiles for sm_90 without spills (test_conv_stem_aot.py), not timed."""
     kernel, stride, side = (geometry[n] for n in ("KERNEL", "STRIDE", "POOL_KERNEL"))
     # rows and columns of the window that one step sums, and the patch below them
     new_rows = side - (side - geometry["POOL_STRIDE"] == 1)
@@ -291,7 +291,7 @@ def _weight_blocks(C: int, columns: int, dtype: torch.dtype) -> dict:
     """Block sizes for the gradient of the weight, found in the same way."""
     half = dtype != torch.float32
     return {
-        "BLOCK_M": 64,
+        "BLOCK_M": 64 if half else 32,
         "BLOCK_C": min(_tile(C), 128 if half else 64),
         "BLOCK_K": min(_tile(columns), 64 if half else 32),
         "num_warps": 8,
@@ -315,10 +315,6 @@ def _geometry(kernel, stride, padding, pool):
     return dict(zip(names, (kernel, stride, padding, *pool), strict=True))
 
 
-def _launch(kernel, grid, *args, **options):
-    kernel[grid](*args, **options)
-
-
 def _launch_forward(x, weight, bias, out, codes, conv_size, size, relu, up, geometry):
     B, CIN, H, W = x.shape
     C = len(weight)
@@ -329,8 +325,7 @@ def _launch_forward(x, weight, bias, out, codes, conv_size, size, relu, up, geom
     columns = triton.cdiv(B * size[1], blocks["BLOCK_M"])
     channels = triton.cdiv(C, blocks["BLOCK_C"])
     strip = _rows_per_program(size[0], columns * channels)
-    _launch(
-        _conv_stem_fwd, (columns, channels, triton.cdiv(size[0], strip)),
+    _conv_stem_fwd[columns, channels, triton.cdiv(size[0], strip)](
         x, x.stride(), weight, weight.stride(), bias, out, codes,
         B, C, H, W, *conv_size, *size, strip, CIN=CIN, UP=up, RELU=relu, **geometry, **blocks,
     )  # fmt: skip
@@ -390,8 +385,7 @@ def _conv_gradient(do, codes, C, conv_size, pool):
     if rows > 0:
         kernel, stride, padding = pool
         block_c = min(_tile(C), 128)
-        _launch(
-            _conv_stem_bwd_dy, (triton.cdiv(rows, 32), triton.cdiv(C, block_c)),
+        _conv_stem_bwd_dy[triton.cdiv(rows, 32), triton.cdiv(C, block_c)](
             do, do.stride(), codes, dy, len(do), C, *conv_size, *size,
             POOL_KERNEL=kernel, POOL_STRIDE=stride, POOL_PADDING=padding,
             BLOCK_M=32, BLOCK_C=block_c, num_warps=4, num_stages=2,
@@ -427,59 +421,10 @@ def _weight_gradient(do, codes, x, weight, stride, padding, conv_size, pool):
     shares = min(windows * triton.cdiv(size[0], strip), max(PROGRAMS // tiles, 1))
     partial = x.new_empty(shares, C, columns, dtype=torch.float32)
     grid = shares, triton.cdiv(C, blocks["BLOCK_C"]), triton.cdiv(columns, blocks["BLOCK_K"])
-    _launch(
-        _conv_stem_bwd_dweight, grid,
+    _conv_stem_bwd_dweight[grid](
         do, do.stride(), codes, x, x.stride(), partial, B, C, H, W, *size, strip,
         CIN=CIN, **_geometry(kernel, stride, padding, pool), **blocks,
     )  # fmt: skip
     dweight, dbias = partial.sum(0).to(weight.dtype).split([columns - 1, 1], dim=1)
     dweight = dweight.reshape(C, kernel, kernel, CIN).permute(0, 3, 1, 2).contiguous()
     return dweight, dbias[:, 0].contiguous()
-
-
-# layers of the published tokenizers (arXiv 2104.05704): Cin, C, kernel, stride, padding, pixels
-_LAYERS = (
-    (3, 256, 3, 1, 1, 32),
-    (3, 64, 3, 1, 1, 32),
-    (64, 128, 3, 1, 1, 16),
-    (3, 64, 7, 2, 3, 224),
-    (64, 384, 7, 2, 3, 56),
-)
-
-
-def aot_configs() -> list[tuple]:
-    """What a training step of the published tokenizers launches, to be compiled without a GPU.
-
-    The launchers themselves run, on tensors without data, and say what they would launch.
-    """
-    from unittest.mock import patch
-
-    configs = []
-
-    def record(kernel, grid, *args, num_warps, num_stages, **constexprs):
-        named = dict(zip(kernel.arg_names, args, strict=False))
-        constexprs |= {name: None for name, value in named.items() if value is None}
-        signature = {n: _aot_type(value) for n, value in named.items() if value is not None}
-        configs.append((kernel, signature, constexprs, num_warps, num_stages))
-
-    with patch(f"{__name__}._launch", record):
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for CIN, C, kernel, stride, padding, pixels in _LAYERS:
-                x = torch.empty(128, CIN, pixels, pixels, dtype=dtype, device="meta")
-                if CIN > 3:
-                    x = x.contiguous(memory_format=torch.channels_last)
-                weight = x.new_empty(C, CIN, kernel, kernel)
-                geometry = stride, padding, [3, 2, 1]
-                out, codes = conv_stem(x, weight, x.new_empty(C), *geometry, True)
-                conv_stem_backward(out, x, weight, codes, *geometry, CIN > 3, True)
-    return configs
-
-
-def _aot_type(value):
-    """Triton's type of an argument, with the hints that a launch would find out."""
-    if isinstance(value, tuple):
-        return tuple(map(_aot_type, value))
-    if isinstance(value, int):
-        return "i32:1" if value == 1 else "i32:16" if value % 16 == 0 else "i32"
-    short = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    return f"*{short.get(value.dtype, 'u8')}:16"

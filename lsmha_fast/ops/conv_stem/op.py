@@ -149,9 +149,11 @@ def _check(x, weight, bias, stride, padding, pool):
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"conv_stem: expected bias ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if any(t is not None and t.dtype != x.dtype for t in (weight, bias)):
-        dtypes = ", ".join(str(t.dtype) for t in (x, weight, bias) if t is not None)
-        raise ValueError(f"conv_stem: x, weight and bias must share one dtype, got {dtypes}")
+    dtypes = [t.dtype for t in (x, weight, bias) if t is not None]
+    if any(d != x.dtype or not d.is_floating_point for d in dtypes):
+        raise ValueError(
+            f"conv_stem: x, weight and bias must share one floating-point dtype, got {dtypes}"
+        )
     if stride < 1 or padding < 0:
         raise ValueError(f"conv_stem: expected stride >= 1, padding >= 0; got {stride}, {padding}")
     if not (1 <= pool.kernel <= 15 and pool.stride >= 1 and 0 <= pool.padding <= pool.kernel // 2):

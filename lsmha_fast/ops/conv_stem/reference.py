@@ -62,7 +62,7 @@ def conv_stem_backward(
     x_f, weight_f = _wide(x), _wide(weight)
     do, codes = (t.unflatten(1, (rows, cols)) for t in (do.to(x_f.dtype), codes))
     # PyTorch's own scatter is three times faster on a CPU, and on a GPU not deterministic
-    gradient = _scattered_gradient if x.device.type == "cpu" else pooled_gradient
+    gradient = scattered_gradient if x.device.type == "cpu" else pooled_gradient
     dy = gradient(do, codes, height, width, pool).permute(0, 3, 1, 2)  # (B, C, height, width)
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         dy,
@@ -103,7 +103,7 @@ def pooled_gradient(do: Tensor, codes: Tensor, height: int, width: int, pool: li
     return dy[:, padding : padding + height, padding : padding + width]
 
 
-def _scattered_gradient(do, codes, height, width, pool):
+def scattered_gradient(do, codes, height, width, pool):
     """`pooled_gradient` by PyTorch's pooling backward, which wants positions in the plane."""
     kernel, stride, padding = pool
     y, x = (torch.arange(kernel, device=do.device) for _ in range(2))

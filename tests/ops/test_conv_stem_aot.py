@@ -1,0 +1,23 @@
+"""Every kernel configuration of the conv stem builds for sm_90, without spills, with K >= 16."""
+
+import pytest
+from aot import assert_clean, compile_configs
+
+
+@pytest.fixture(scope="module")
+def configs():
+    return compile_configs("tests.ops.conv_stem_launches")
+
+
+def test_no_spills_and_deep_dots(configs):
+    for config in configs:
+        assert_clean(config)
+
+
+def test_every_kernel_is_built(configs):
+    kernels = {config["name"].partition("[")[0] for config in configs}
+    assert kernels == {"_conv_stem_fwd", "_conv_stem_bwd_dy", "_conv_stem_bwd_dweight"}
+
+
+def test_shared_memory_fits_a_multiprocessor(configs):
+    assert max(config["shared"] for config in configs) <= 227 * 1024
