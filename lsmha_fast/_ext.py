@@ -23,10 +23,14 @@ def _load() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile then has no need to trace the import
 def ext_missing() -> str | None:
     """Why the CPU kernels of `lsmha_fast._C` cannot run, with the remedy; None once loaded."""
     return _load()
+
+
+# torch.compile then calls it instead of tracing the import. torch.compiler.assume_constant_result
+# sets the same mark, but imports the whole compiler to do so
+ext_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def cpp_check(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:

@@ -117,3 +117,8 @@ def test_raw_operator_refuses_what_would_read_out_of_bounds(change, message):
     }
     with pytest.raises(RuntimeError, match=message):
         torch.ops.lsmha_fast_C.head_class_sums(**arguments)
+
+
+def test_package_import_does_not_load_the_compiler():
+    code = "import sys, lsmha_fast.ops; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
