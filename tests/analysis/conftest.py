@@ -1,7 +1,17 @@
 """Fixtures of the analysis tests."""
 
 import pytest
+import torch
 from tiny_model import TinyModel, random_batches
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # on tensors this small threads only wait for each other, on a busy machine for seconds
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
