@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -40,8 +41,8 @@ def train_probes(
 
     A probe is sequence pooling (one softmax over tokens from all channels) and a linear layer on
     the concatenated outputs of the heads, before the output projection; see docs/shp.md. It is
-    trained by AdamW with a cosine schedule on cross entropy, in coordinates where the
-    tokens' channels have mean 0 and deviation 1, and handed back in the model's own coordinates.
+    trained by AdamW with a cosine schedule on cross entropy, in coordinates where
+    the tokens' channels have mean 0 and deviation 1, and handed back in the model's own.
 
     Args:
         model: has `forward_with_heads(images) -> (logits (B, K), heads per block (B, N, H, D))`.
@@ -64,7 +65,8 @@ def train_probes(
         The probes, with their accuracy if `val_batches` is given.
 
     Raises:
-        ValueError: bad numbers, no batches, labels that do not fit, features that are not finite.
+        ValueError: bad numbers, no batches, labels that do not fit, features that are not finite,
+            a loss that is not finite.
     """
     if epochs < 1 or not lr > 0 or not weight_decay >= 0:
         raise ValueError(
@@ -162,5 +164,8 @@ def _fit(
             optimizer.step()
             total, count = total + loss.detach() * len(labels), count + len(labels)
         schedule.step()
+        mean_loss = float(total) / (count * len(learners))
+        if not math.isfinite(mean_loss):
+            raise ValueError(f"probes diverged in epoch {epoch + 1}; lower lr, now {lr}")
         if progress is not None:
-            progress(epoch + 1, epochs, float(total) / (count * len(learners)))
+            progress(epoch + 1, epochs, mean_loss)

@@ -183,6 +183,8 @@ def test_bad_input_is_an_error(model, batches):
     huge = [(images * 1e6, labels) for images, labels in random_batches()]
     with pytest.raises(ValueError, match=r"block 1 are not finite in torch\.float16.*float32"):
         train_probes(model, huge, epochs=1)
+    with pytest.raises(ValueError, match="diverged in epoch 1; lower lr"):
+        train_probes(model, batches * 20, epochs=1, lr=1e30)
     model.block_names = ("block 1",)
     with pytest.raises(ValueError, match="heads of 2 blocks but names them"):
         train_probes(model, batches, epochs=1)
