@@ -96,13 +96,8 @@ def _specialize(value) -> str | tuple:
         hint = ":1" if value == 1 else ":16" if value % 16 == 0 else ""
         return ("i32" if value < 2**31 else "i64") + hint
     kind = str(value.dtype).removeprefix("torch.")
-    for long, short in (
-        ("bfloat", "bf"),
-        ("float", "fp"),
-        ("uint", "u"),
-        ("int", "i"),
-        ("bool", "i1"),
-    ):
+    names = {"bfloat": "bf", "float": "fp", "uint": "u", "int": "i", "bool": "i1"}
+    for long, short in names.items():
         kind = kind.replace(long, short)
     aligned = value.storage_offset() * value.element_size() % 16 == 0
     return f"*{kind}" + ":16" * aligned
