@@ -1,34 +1,14 @@
-"""Files of a run that are whole or absent: written beside their place, synced, then renamed."""
+"""Weights as safetensors and the state of a run, each file whole or absent."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a path in the same folder, then move the result to `path`.
-
-    A reader sees the old file or the new one, also after a crash or a kill.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from .._files import atomic_file
 
 
 def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
@@ -36,7 +16,8 @@ def save_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     tensors = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()}
-    write_atomic(path, lambda part: save_file(tensors, part))
+    with atomic_file(path) as part:
+        save_file(tensors, part)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -59,7 +40,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write what a run needs to go on: tensors, numbers and strings only."""
-    write_atomic(path, lambda part: torch.save(state, part))
+    with atomic_file(path) as part:
+        torch.save(state, part)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from .._files import atomic_file
 from ..data import ImageDataset, load_dataset
 from ..models import CCT, create_model, parse_name
-from .checkpoint import load_weights, write_atomic
+from .checkpoint import load_weights
 from .config import TrainConfig
 
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.pt"
@@ -85,7 +86,8 @@ def create_run(folder: Path, config: TrainConfig) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--out {folder} exists already; give another, or --resume {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / CONFIG, lambda part: part.write_text(config.to_json()))
+    with atomic_file(folder / CONFIG) as part:
+        part.write_text(config.to_json())
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
@@ -106,7 +108,8 @@ def keep_metrics(folder: Path, epochs: int) -> None:
     """Forget rows after the first `epochs`, which a resumed run will write again."""
     rows = [row for row in read_metrics(folder) if row["epoch"] <= epochs]
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(folder / METRICS, lambda part: part.write_text(text))
+    with atomic_file(folder / METRICS) as part:
+        part.write_text(text)
 
 
 def read_config(folder: Path) -> TrainConfig:
