@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.common import DEVICE, info, relative_error, sync_timer
+from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import seq_pool
 
 # (B, N, H, D): CCT's pool, LS-MHA at 64 and 256 heads, single nodes
@@ -12,7 +13,6 @@ SHAPES = {
     "cuda": [(512, 256, 1, 256), (512, 256, 16, 16), (512, 256, 64, 4), (512, 256, 256, 1)],
 }
 DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
-gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
 
 
 def eager(x, weight):
@@ -25,12 +25,19 @@ METHODS = {
     "eager": lambda: eager,
     "compile": lambda: torch.compile(eager, dynamic=False),
     "reference": lambda: lambda x, w: seq_pool(x, w, backend="reference"),
+    "cpp": lambda: lambda x, w: seq_pool(x, w, backend="cpp"),
     "triton": lambda: lambda x, w: seq_pool(x, w, backend="triton"),
+}
+MARKS = {
+    "cpp": pytest.mark.skipif(
+        DEVICE != "cpu" or ext_missing() is not None, reason=ext_missing() or "needs CPU tensors"
+    ),
+    "triton": pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device"),
 }
 shapes = pytest.mark.parametrize("shape", SHAPES[DEVICE], ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES[DEVICE], ids=lambda d: str(d)[6:])
 methods = pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=gpu if m == "triton" else ()) for m in METHODS]
+    "method", [pytest.param(m, marks=MARKS.get(m, ())) for m in METHODS]
 )
 
 

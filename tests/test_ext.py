@@ -119,6 +119,17 @@ def test_raw_operator_refuses_what_would_read_out_of_bounds(change, message):
         torch.ops.lsmha_fast_C.head_class_sums(**arguments)
 
 
+@needs_ext
+def test_raw_gradient_refuses_what_would_read_out_of_bounds():
+    x, weight, out_grad = torch.zeros(2, 3, 4, 5), torch.zeros(4, 5), torch.zeros(2, 4, 5)
+    pooled, lse = torch.ops.lsmha_fast_C.seq_pool(x, weight)
+    for wrong in (out_grad[:1], out_grad.double(), out_grad.transpose(0, 1)):
+        with pytest.raises(RuntimeError, match="must be contiguous float32"):
+            torch.ops.lsmha_fast_C.seq_pool_backward(wrong, x, weight, pooled, lse)
+    with pytest.raises(RuntimeError, match="must be contiguous float32"):
+        torch.ops.lsmha_fast_C.seq_pool_backward(out_grad, x, weight, pooled, lse[:1])
+
+
 def test_package_import_does_not_load_the_compiler():
     code = "import sys, lsmha_fast.ops; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,13 +3,10 @@
 // Images are pooled in parallel, then each thread adds its own columns in batch order: no float is
 // added in an order that depends on the number of threads.
 
-#include "pool_heads.h"
+#include "pool_images.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -20,28 +17,6 @@ using torch::stable::Tensor;
 
 // images whose pooled vectors wait for the second step: bounds the workspace to 1024 * H * D floats
 constexpr int64_t SLAB = 1024;
-
-// elements of x, or of the pooled vectors, below which another thread does not pay
-constexpr int64_t GRAIN = 1 << 15;
-
-template <class T>
-void pool_images(PoolHeads<T> pool_heads, const Tensor& x, int64_t first, int64_t count,
-                 const float* weight, float* pooled) {
-  const int64_t N = x.size(1), H = x.size(2), D = x.size(3);
-  const auto stride = x.strides();
-  // heads that are not neighbours in memory are pooled one at a time
-  const int64_t side_by_side = stride[2] == D ? H : 1;
-  const T* data = static_cast<const T*>(x.const_data_ptr()) + first * stride[0];
-  const int64_t grain = std::max<int64_t>(1, GRAIN / (N * H * D));
-  torch::stable::parallel_for(0, count, grain, [=](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      for (int64_t h = 0; h < H; h += side_by_side) {
-        pool_heads(data + b * stride[0] + h * stride[2], stride[1], N, side_by_side, D,
-                   weight + h * D, pooled + (b * H + h) * D);
-      }
-    }
-  });
-}
 
 void add_in_batch_order(const float* pooled, const int64_t* labels, int64_t count, int64_t columns,
                         float* sums) {
@@ -56,13 +31,8 @@ void add_in_batch_order(const float* pooled, const int64_t* labels, int64_t coun
 }
 
 void check(const Tensor& x, const Tensor& weight, const Tensor& labels, int64_t num_classes) {
-  STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu() && labels.is_cpu(), "expected CPU tensors");
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(1) > 0 && (x.size(3) == 1 || x.stride(3) == 1),
-                  "x must be (B, N >= 1, H, D) with a dense last dimension");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == x.size(2) && weight.size(1) == x.size(3) &&
-                      weight.scalar_type() == ScalarType::Float && weight.is_contiguous(),
-                  "weight must be a contiguous float32 (H, D)");
-  STD_TORCH_CHECK(labels.dim() == 1 && labels.size(0) == x.size(0) &&
+  check_tokens(x, weight);
+  STD_TORCH_CHECK(labels.is_cpu() && labels.dim() == 1 && labels.size(0) == x.size(0) &&
                       labels.scalar_type() == ScalarType::Long && labels.is_contiguous(),
                   "labels must be a contiguous int64 (B,)");
   const int64_t* label = labels.const_data_ptr<int64_t>();
@@ -83,15 +53,10 @@ std::tuple<Tensor, Tensor> head_class_sums(Tensor x, Tensor weight, Tensor label
   for (int64_t b = 0; b < B; ++b) ++count[label[b]];
 
   const float* w = weight.const_data_ptr<float>();
-  std::vector<float> pooled(std::min(B, SLAB) * columns);
-  for (int64_t first = 0; first < B && columns > 0; first += SLAB) {
+  std::vector<float> pooled(std::min(B, SLAB) * columns), lse(std::min(B, SLAB) * x.size(2));
+  for (int64_t first = 0; first < B; first += SLAB) {
     const int64_t images = std::min(SLAB, B - first);
-    if (x.scalar_type() == ScalarType::Float) {
-      pool_images(pool_heads_float32(), x, first, images, w, pooled.data());
-    } else {
-      STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be float32 or bfloat16");
-      pool_images(pool_heads_bfloat16(), x, first, images, w, pooled.data());
-    }
+    pool_images(x, first, images, w, pooled.data(), lse.data());
     add_in_batch_order(pooled.data(), label + first, images, columns,
                        sums.mutable_data_ptr<float>());
   }

@@ -28,6 +28,13 @@ inline Vec load(const Bfloat16* p) {
 
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
+inline void store(Bfloat16* p, Vec v) {
+  const UintVec bits = (UintVec)v;
+  const UintVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const HalfVec half = __builtin_convertvector(v == v ? rounded : UintVec{} + 0x7fc0, HalfVec);
+  std::memcpy(p, &half, sizeof half);
+}
+
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
 // e^x for x <= 0 to 2 ulp: 2^n times a polynomial on |r| <= ln(2)/2 (Cody and Waite's reduction).
@@ -87,7 +94,7 @@ inline void prefetch(const T* x) {
 
 // LANES neighbouring heads of D channels each; x points at their first channel in token 0
 template <int D, class T, int... J>
-void pool_block(const T* x, int64_t stride_n, int64_t N, const float* w, float* out,
+void pool_block(const T* x, int64_t stride_n, int64_t N, const float* w, float* out, float* lse,
                 std::integer_sequence<int, J...>) {
   Vec top = fill(-INFINITY), total = fill(0.0f), acc[D] = {};
   for (int64_t first = 0; first < N; first += CHUNK) {
@@ -109,6 +116,7 @@ void pool_block(const T* x, int64_t stride_n, int64_t N, const float* w, float* 
     }
   }
   (store(out + J * LANES, acc[J] / spread<D, J>(total, Lanes())), ...);
+  for (int i = 0; i < LANES; ++i) lse[i] = top[i] + std::log(total[i]);
 }
 
 template <class T>
@@ -141,7 +149,8 @@ inline void accumulate(const T* x, int64_t stride_n, int64_t count, const float*
 
 // one head of any number of channels
 template <class T>
-void pool_head(const T* x, int64_t stride_n, int64_t N, int64_t D, const float* w, float* out) {
+void pool_head(const T* x, int64_t stride_n, int64_t N, int64_t D, const float* w, float* out,
+               float* lse) {
   float top = -INFINITY, total = 0;
   std::fill(out, out + D, 0.0f);
   for (int64_t first = 0; first < N; first += CHUNK) {
@@ -160,29 +169,33 @@ void pool_head(const T* x, int64_t stride_n, int64_t N, int64_t D, const float* 
     accumulate(token, stride_n, count, e, keep, D, out);
   }
   for (int64_t d = 0; d < D; ++d) out[d] /= total;
+  *lse = top + std::log(total);
 }
 
 template <int D, class T>
-void pool_blocks(const T* x, int64_t stride_n, int64_t N, int64_t H, const float* w, float* out) {
-  for (int64_t h = 0; h < H; h += LANES) {
+void pool_blocks(const T* x, int64_t stride_n, int64_t N, int64_t H, const float* w, float* out,
+                 float* lse) {
+  for (int64_t first = 0; first < H; first += LANES) {
     // the last block may overlap the one before it; it then computes the same numbers again
-    const int64_t c = std::min(h, H - LANES) * D;
-    pool_block<D>(x + c, stride_n, N, w + c, out + c, std::make_integer_sequence<int, D>());
+    const int64_t h = std::min(first, H - LANES), c = h * D;
+    pool_block<D>(x + c, stride_n, N, w + c, out + c, lse + h,
+                  std::make_integer_sequence<int, D>());
   }
 }
 
-// H heads that lie side by side in memory
 template <class T>
 void pool_heads(const T* x, int64_t stride_n, int64_t N, int64_t H, int64_t D, const float* w,
-                float* out) {
+                float* out, float* lse) {
   if (H >= LANES) {
     switch (D) {
-      case 1: return pool_blocks<1>(x, stride_n, N, H, w, out);
-      case 2: return pool_blocks<2>(x, stride_n, N, H, w, out);
-      case 4: return pool_blocks<4>(x, stride_n, N, H, w, out);
-      case 8: return pool_blocks<8>(x, stride_n, N, H, w, out);
-      case 16: return pool_blocks<16>(x, stride_n, N, H, w, out);
+      case 1: return pool_blocks<1>(x, stride_n, N, H, w, out, lse);
+      case 2: return pool_blocks<2>(x, stride_n, N, H, w, out, lse);
+      case 4: return pool_blocks<4>(x, stride_n, N, H, w, out, lse);
+      case 8: return pool_blocks<8>(x, stride_n, N, H, w, out, lse);
+      case 16: return pool_blocks<16>(x, stride_n, N, H, w, out, lse);
     }
   }
-  for (int64_t h = 0; h < H; ++h) pool_head(x + h * D, stride_n, N, D, w + h * D, out + h * D);
+  for (int64_t h = 0; h < H; ++h) {
+    pool_head(x + h * D, stride_n, N, D, w + h * D, out + h * D, lse + h);
+  }
 }

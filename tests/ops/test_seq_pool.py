@@ -4,9 +4,14 @@ import pytest
 import torch
 from aot import assert_clean, compile_configs
 
+from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import seq_pool
 from lsmha_fast.ops.seq_pool import reference
 from lsmha_fast.testing import assert_no_worse, nan_filled_empty
+
+needs_cpp = pytest.mark.skipif(ext_missing() is not None, reason=str(ext_missing()))
+NATIVE = [pytest.param("cpp", marks=needs_cpp), "triton"]
+ALL = ["reference", *NATIVE]
 
 # (B, N, H, D): one of each, odd in all, more tokens than a tile, every head dimension that matters
 SHAPES = [
@@ -20,7 +25,12 @@ SHAPES = [
     (2, 33, 3, 32),
     (2, 37, 1, 256),
     (1, 9, 2, 17),
+    (2, 66, 17, 16),
 ]
+
+
+def device_of(backend, device):
+    return "cpu" if backend == "cpp" else device
 
 
 def inputs(shape, dtype, device, scale=1.0):
@@ -74,13 +84,24 @@ def test_registration(dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_triton_matches_fp64(shape, dtype, device):
-    assert_matches_fp64(*inputs(shape, dtype, device), "triton")
+@pytest.mark.parametrize(
+    "backend, dtype",
+    [
+        ("triton", torch.float32),
+        ("triton", torch.float16),
+        pytest.param("cpp", torch.float32, marks=needs_cpp),
+        pytest.param("cpp", torch.bfloat16, marks=needs_cpp),
+    ],
+)
+def test_matches_fp64(shape, backend, dtype, device):
+    assert_matches_fp64(*inputs(shape, dtype, device_of(backend, device)), backend)
 
 
-def test_triton_takes_large_scores(device):
-    assert_matches_fp64(*inputs((2, 70, 4, 4), torch.float32, device, scale=12.0), "triton")
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("shape", [(2, 70, 4, 4), (2, 70, 16, 4)])
+def test_large_scores(shape, backend, device):
+    data = inputs(shape, torch.float32, device_of(backend, device), scale=12.0)
+    assert_matches_fp64(*data, backend)
 
 
 VIEWS = {
@@ -94,29 +115,36 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_triton_reads_views_in_place(view, device):
-    x = VIEWS[view](torch.randn(2, 21, 3, 6, 4, device=device))
+@pytest.mark.parametrize("backend", NATIVE)
+def test_views(view, backend, device):
+    device = device_of(backend, device)
+    x = VIEWS[view](torch.randn(2, 21, 3, 18, 4, device=device))
     assert not x.is_contiguous()
-    do = torch.randn(2, 6, 1, device=device).expand(2, 6, 4)
-    assert_matches_fp64(x, torch.randn(4, 6, device=device).T, do, "triton")
+    do = torch.randn(2, 18, 1, device=device).expand(2, 18, 4)
+    assert_matches_fp64(x, torch.randn(4, 18, device=device).T, do, backend)
 
 
-def test_triton_mixed_dtypes(device):
-    x, weight, do = inputs((2, 20, 6, 4), torch.float16, device)
-    assert_matches_fp64(x, weight.float(), do, "triton")
+@pytest.mark.parametrize(
+    "backend, dtype",
+    [("triton", torch.float16), pytest.param("cpp", torch.bfloat16, marks=needs_cpp)],
+)
+def test_half_tokens_with_a_float_weight(backend, dtype, device):
+    x, weight, do = inputs((2, 20, 6, 4), dtype, device_of(backend, device))
+    assert_matches_fp64(x, weight.float(), do, backend)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ALL)
 def test_empty_batch(backend, device):
-    x, weight, do = inputs((0, 5, 3, 2), torch.float32, device)
+    x, weight, do = inputs((0, 5, 3, 2), torch.float32, device_of(backend, device))
     out, dx, dweight = run(x, weight, do, backend)
     assert out.shape == (0, 3, 2)
     assert dx.shape == x.shape
     assert torch.equal(dweight, torch.zeros_like(weight))
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ALL)
 def test_properties(backend, device):
+    device = device_of(backend, device)
     x, weight, _ = inputs((2, 11, 4, 3), torch.float32, device)
     out = seq_pool(x, weight, backend=backend)
     shuffled = x[:, torch.randperm(11, device=device)]
@@ -126,20 +154,20 @@ def test_properties(backend, device):
     assert torch.equal(seq_pool(x[:, :1], weight, backend=backend), x[:, 0])
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ALL)
 def test_not_a_number_stays_in_its_head(backend, device):
-    x, weight, _ = inputs((1, 5, 3, 2), torch.float32, device)
+    x, weight, _ = inputs((1, 5, 3, 2), torch.float32, device_of(backend, device))
     x[0, 2, 1, 0] = float("nan")
     nan = seq_pool(x, weight, backend=backend).isnan().any(-1)
     assert nan.tolist() == [[False, True, False]]
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ALL)
 def test_bitwise_repeatable_and_batch_invariant(backend, device):
-    x, weight, do = inputs((4, 70, 5, 4), torch.float32, device)
+    x, weight, do = inputs((4, 70, 5, 4), torch.float32, device_of(backend, device))
     first, second = run(x, weight, do, backend), run(x, weight, do, backend)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    if backend == "triton":
+    if backend != "reference":
         out, dx, _ = run(x[2:3], weight, do[2:3], backend)
         assert torch.equal(out, first[0][2:3])
         assert torch.equal(dx, first[1][2:3])
@@ -154,6 +182,21 @@ def test_compiles_as_one_graph(device):
     assert torch.equal(out, eager[0])
     for a, b in zip(torch.autograd.grad(out, leaves, do), eager[1:], strict=True):
         assert torch.equal(a, b)
+
+
+@needs_cpp
+def test_native_result_does_not_depend_on_the_number_of_threads():
+    data = inputs((40, 64, 16, 4), torch.float32, "cpu")
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(run(*data, "cpp"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_default_backend_on_a_cpu_is_not_the_interpreter(monkeypatch):
@@ -179,10 +222,13 @@ def test_wrong_shapes_are_named(x_shape, weight_shape):
 
 def test_backend_is_obeyed_or_refused(device):
     x, weight, _ = inputs((1, 2, 3, 4), torch.float64, device)
-    with pytest.raises(ValueError, match="unknown backend 'cudnn'; choose from reference, triton"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'cudnn'; choose from reference, triton, cpp"
+    ):
         seq_pool(x, weight, backend="cudnn")
-    with pytest.raises(RuntimeError, match=r"'triton' cannot run this call.*float64"):
-        seq_pool(x, weight, backend="triton")
+    for backend in ("triton", "cpp"):
+        with pytest.raises(RuntimeError, match=rf"'{backend}' cannot run this call.*float64"):
+            seq_pool(x.to(device_of(backend, device)), weight, backend=backend)
 
 
 def test_kernels_build_for_sm_90_without_spills():

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..._ext import cpp_check
 from .._dispatch import always, load_backend, resolve_backend, triton_check
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CHECKS = {
     "reference": always,
-    "triton": lambda x: triton_check(x, DTYPES),
+    "triton": lambda x: triton_check(x, (torch.float32, torch.float16, torch.bfloat16)),
+    "cpp": lambda x: cpp_check(x, (torch.float32, torch.bfloat16)),
 }
 
 # by device, fastest first; Triton's interpreter is for tests that name it
-ORDER = {"cuda": ("triton",)}
+ORDER = {"cuda": ("triton",), "cpu": ("cpp",)}
 
 torch.library.define(
     "lsmha_fast::seq_pool", "(Tensor x, Tensor weight, str backend) -> (Tensor pooled, Tensor lse)"
@@ -76,7 +77,7 @@ def seq_pool(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor
     Args:
         x: tokens, (B, N, H, D), float; any strides. N >= 1.
         weight: score projection, (H, D).
-        backend: "reference" or "triton"; by default the fastest one for `x.device`.
+        backend: "reference", "triton" or "cpp"; by default the fastest one for `x.device`.
 
     Returns:
         Pooled tokens, (B, H, D), in the dtype of `x`.
