@@ -64,12 +64,16 @@ def head_batches(model: nn.Module, batches: Batches, device: torch.device) -> It
     """Run the frozen model over `batches`, without gradients.
 
     Raises:
-        ValueError: no batch at all, labels that do not fit the images or the model's outputs.
+        ValueError: no `forward_with_heads`, no batch at all, labels that do not
+            fit the images or the model's outputs.
     """
+    forward = getattr(model, "forward_with_heads", None)
+    if forward is None:
+        raise ValueError(f"{type(model).__name__} has no forward_with_heads; see docs/shp.md")
     empty = True
     for images, labels in batches:
         with torch.no_grad():
-            logits, heads = model.forward_with_heads(images.to(device))
+            logits, heads = forward(images.to(device))
         labels = labels.to(device, torch.int64)
         _check(logits, labels)
         empty = False

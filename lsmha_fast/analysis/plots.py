@@ -6,6 +6,7 @@ and no global state is involved.
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -181,10 +182,10 @@ def _draw_label_map(ax: Axes, shp: SHP, block: int, clusters: Clusters):
     ax.set_title(f"{shp.block_names[block]}, {H} heads", fontsize=9, loc="left")
     ax.set_xlabel("head", fontsize=8)
     if H <= 48:
-        ax.set_xticks(range(H), range(1, H + 1), fontsize=6)
+        ax.set_xticks(range(H), [str(h + 1) for h in range(H)], fontsize=6)
     else:
         marks = [0, *range(9, H, 10 if H <= 128 else 20)]
-        ax.set_xticks(marks, [h + 1 for h in marks], fontsize=6)
+        ax.set_xticks(marks, [str(h + 1) for h in marks], fontsize=6)
     if K <= NAMED_CLASSES:
         ax.set_yticks(range(K), [_short(n) for n in shp.class_names], fontsize=7)
     else:
@@ -203,7 +204,7 @@ def plot_depth(
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     accuracy, ratio, count = figure.subplots(1, 3)
     blocks = range(len(clusters))
-    if probes.accuracy is not None:
+    if probes.accuracy is not None and probes.model_accuracy is not None:
         percent = [100 * a for a in (*probes.accuracy, probes.model_accuracy)]
         accuracy.plot(blocks, percent[:-1], "o-", color=BLUE, label="probe of the block")
         accuracy.axhline(percent[-1], color=ORANGE, linestyle="--", label="whole model")
@@ -213,18 +214,13 @@ def plot_depth(
         span = max(5.0, 1.2 * (max(percent) - min(percent)))
         accuracy.set_ylim(middle - span / 2, middle + span / 2)
     accuracy.set_title("accuracy on held-out images, %", fontsize=9)
-    ratio.plot(blocks, [s.mean_snr for s in snrs], "o-", color=BLUE, label="SNR (above threshold)")
-    ratio.plot(
-        blocks, [s.mean_unclipped for s in snrs], "s--", color=ORANGE, label="SNR* (plain fields)"
-    )
-    ratio.set_title("signal-to-noise ratio", fontsize=9)
+    _plot_ratios(ratio, probes.block_names, snrs)
     number = [c.number.double().mean().item() for c in clusters]
     count.plot(blocks, number, "o-", color=BLUE, label="clusters per head")
     count.plot(blocks, [mean_size(c) for c in clusters], "s--", color=ORANGE, label="labels each")
     count.set_title("clusters", fontsize=9)
-    for ax in (ratio, count):
-        ax.set_ylim(bottom=0)
-        ax.legend(fontsize=7)
+    count.set_ylim(bottom=0)
+    count.legend(fontsize=7)
     for ax in (accuracy, ratio, count):
         ax.set_xticks(blocks, probes.block_names, fontsize=7, rotation=30, ha="right")
         ax.tick_params(axis="y", labelsize=7)
@@ -233,6 +229,21 @@ def plot_depth(
             ax.spines[side].set_visible(False)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _plot_ratios(ax: Axes, names: Sequence[str], snrs: Sequence[SNR]) -> None:
+    clipped, plain = ([s.mean_snr for s in snrs], [s.mean_unclipped for s in snrs])
+    ax.plot(range(len(snrs)), clipped, "o-", color=BLUE, label="SNR (above threshold)")
+    ax.plot(range(len(snrs)), plain, "s--", color=ORANGE, label="SNR* (plain fields)")
+    shown = [r for r in (*clipped, *plain) if 0 < r < math.inf]
+    if shown and max(shown) > 20 * min(shown):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    silent = [name for name, r in zip(names, clipped, strict=True) if r == math.inf]
+    note = f"\nno noise above threshold in {', '.join(silent)}" if silent else ""
+    ax.set_title(f"signal-to-noise ratio{note}", fontsize=9)
+    ax.legend(fontsize=7)
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,11 +150,11 @@ def _fit(
     """One optimiser for all blocks: the loss is a sum whose terms share no parameter."""
     biases = [p.fc_bias for p in learners]
     weights = [w for p in learners for w in (p.pool_weight, p.fc_weight)]
-    groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for epoch in range(epochs):
-        total, count = 0.0, 0
+        total, count = torch.zeros((), device=biases[0].device), 0
         for heads, labels in features:
             losses = [
                 F.cross_entropy(p(x, backend), labels) for p, x in zip(learners, heads, strict=True)

@@ -180,6 +180,8 @@ def test_bad_input_is_an_error(model, batches):
         train_probes(model, iter(batches))
     with pytest.raises(ValueError, match="no batches"):
         train_probes(model, [])
+    with pytest.raises(ValueError, match="Linear has no forward_with_heads"):
+        train_probes(nn.Linear(2, 2), batches)
     huge = [(images * 1e6, labels) for images, labels in random_batches()]
     with pytest.raises(ValueError, match=r"block 1 are not finite in torch\.float16.*float32"):
         train_probes(model, huge, epochs=1)
