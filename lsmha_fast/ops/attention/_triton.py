@@ -33,21 +33,22 @@ def _fwd_blocks(a: Inputs) -> Blocks:
     S, D = a.k.shape[2:]
     if a.q.dtype == torch.float32:
         # full-precision products run on the ordinary units and keep whole rows in registers
-        return Blocks(64 if D <= 16 else 16, 64, 4, 1)
+        return Blocks(16, 64, 4, 1)
     if a.bias is not None or D > 32:
         return Blocks(64 if a.bias is None else 32, 64, 4, 1)
     # with all keys in one block the softmax needs no rescaling and k, v are loaded once per head;
     # 64 x 256 scores fill half of the register file and leave no room for dropout or prefetching
-    widest = 256 if S <= 256 and a.seed is None else 128
+    widest = 256 if S <= 256 and D <= 16 and a.seed is None else 128
     return Blocks(64, min(max(next_pow2(S), 64), widest), 4, 2)
 
 
 def _bwd_blocks(a: Inputs) -> Blocks:
-    # scores, their gradients and the sums dk, dv are in registers at once: 64 x 128 spills
+    # scores, their gradients and the sums dk, dv are in registers at once: 64 x 128 spills, and so
+    # does 64 x 64 beside a bias, wide heads, or the addresses of rows that vectors do not divide
     D = a.q.shape[3]
-    roomy = D <= 32 and a.bias is None
-    if a.q.dtype == torch.float32:
-        return Blocks(32, 64, 4, 1) if D <= 16 else Blocks(16, 64, 16, 1)
+    if a.q.dtype == torch.float32 and a.bias is None:
+        return Blocks(16, 64, 8 if D <= 16 else 16, 1)
+    roomy = a.q.dtype != torch.float32 and a.bias is None and D <= 32 and (D < 4 or D % 4 == 0)
     return Blocks(64, 64, 4, 1) if roomy else Blocks(32, 64, 8, 1)
 
 

@@ -28,10 +28,10 @@ def load_rows(ptr, stride, first, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK
     ptr += tl.multiple_of(tl.to_tensor(first).to(tl.int64) * stride[2], ALIGN)
     n, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     row = tl.multiple_of(n * stride[2], ALIGN)
-    if D > 3:
+    if D > 16 or ALIGN >= 4:
         mask = (n < N - first)[:, None] & (d < D)[None, :]
         return tl.load(ptr + row[:, None] + d[None, :] * stride[3], mask=mask, other=0.0)
-    # a load per channel: one of [BLOCK, BLOCK_D] would compute 16 addresses for 1 to 3 values
+    # where rows are too unaligned for vectors, a load per channel: one address for all of them
     x = tl.zeros([BLOCK, BLOCK_D], ptr.dtype.element_ty)
     for c in tl.static_range(D):
         channel = tl.load(ptr + row + c * stride[3], mask=n < N - first, other=0.0)
@@ -51,6 +51,7 @@ def store_rows(ptr, stride, first, N, x, D: tl.constexpr, BLOCK: tl.constexpr,
         x = x.to(ptr.dtype.element_ty)
         tl.store(ptr + row[:, None] + d[None, :] * stride[3], x, mask=mask)
     else:
+        # one address for all channels; the sums cost more than that from 4 channels on
         for c in tl.static_range(D):
             channel = tl.sum(tl.where((d == c)[None, :], x, 0.0), 1).to(ptr.dtype.element_ty)
             tl.store(ptr + row + c * stride[3], channel, mask=n < N - first)

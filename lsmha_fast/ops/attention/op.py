@@ -77,7 +77,7 @@ def attention(
         bias: float, broadcastable to (B, H, L, S), added to the logits; may hold -inf.
         dropout_p: probability of dropping a weight, rounded to a multiple of 2^-16. Random bits
             come from torch's generator of the device; apply it in training only.
-        scale: factor of the logits, finite and >= 0; by default D^-0.5.
+        scale: factor of the logits, finite and > 0; by default D^-0.5.
         head_scale: (H,) float, multiplies each head's output; 0 silences a head.
         backend: "reference", "sdpa" or "triton"; by default the fastest one for this call.
 
@@ -215,9 +215,9 @@ def _options(name, q, k, key_mask, bias, dropout_p, scale, head_scale):
             raise ValueError(f"{name}: {other} is on {t.device}, q on {q.device}")
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    scale = D**-0.5 if scale is None else float(scale)
-    if not (scale >= 0 and math.isfinite(scale)):
-        raise ValueError(f"{name}: scale must be finite and >= 0, got {scale}")
+    scale = D**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
     # drawn on the device: no wait for it, and a CUDA graph draws anew at every replay
     seed = torch.randint(2**63 - 1, (1,), device=q.device) if dropout_p > 0 else None
     return bias, (seed, float(dropout_p), scale)
