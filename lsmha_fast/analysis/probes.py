@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from .._files import atomic_file
 from ._features import Batches, frozen, head_batches, model_device
-from ._io import atomic_file
 
 _KIND = "lsmha_fast.probes/1"
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._io import atomic_folder, save_npz
+from .._files import atomic_folder
+from ._io import save_npz
 from .clusters import Clusters
 from .plots import plot_shp
 from .probes import Probes

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from .._files import atomic_file
 
 FOLDER = ".lsmha-cache"
 
@@ -40,16 +40,8 @@ def read(path: Path, source: str) -> tuple[np.ndarray, np.ndarray] | None:
 
 def write(path: Path, source: str, images: np.ndarray, labels: np.ndarray) -> None:
     """Store atomically where the folder is writable, else do nothing."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=images, labels=labels, sha256=_digest(source, images, labels))
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with contextlib.suppress(OSError), atomic_file(path) as part, part.open("wb") as file:
+        np.savez(file, images=images, labels=labels, sha256=_digest(source, images, labels))
 
 
 def _digest(source: str, images: np.ndarray, labels: np.ndarray) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from .._files import atomic_file
 from .cifar100 import hash_file
 from .cifar100_names import BINARY_ARCHIVE, BINARY_BYTES, BINARY_URL, KNOWN_HASHES
 from .errors import DatasetError
@@ -56,20 +55,14 @@ def fetch_cifar100(root: str | Path) -> Path:
 
 def _store(response: IO[bytes], path: Path, expected: str) -> None:
     """Write to a temporary file beside `path`, check the hash, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".fetch-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file, _progress() as advance:
+    with atomic_file(path) as part:
+        with part.open("wb") as file, _progress() as advance:
             found, size = _copy(response, file, advance)
         if found != expected:
             raise DatasetError(
                 f"{BINARY_URL} sent {size} bytes with sha256 {found}, "
                 f"expected {BINARY_BYTES} bytes with {expected}; nothing was kept"
             )
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def _copy(source: IO[bytes], target: IO[bytes], advance: Callable[[int], Any]) -> tuple[str, int]:
@@ -80,8 +73,6 @@ def _copy(source: IO[bytes], target: IO[bytes], advance: Callable[[int], Any]) -
         digest.update(block)
         size += len(block)
         advance(len(block))
-    target.flush()
-    os.fsync(target.fileno())
     return digest.hexdigest(), size
 
 

@@ -28,6 +28,7 @@ class TrainConfig:
 
     data: str = _flag("digits", "data set", choices=DATA)
     data_root: str | None = _flag(None, "folder of the data set, for cifar100")
+    allow_unverified: bool = _flag(False, "accept cifar100 files with unknown hashes")
     tier: str = _flag("easy", "difficulty of glyphs100", choices=TIERS)
     model: str = _flag("cct_2_3x2_32", "model name, for example cct_7_3x1_32")
     num_heads: int | tuple[int, ...] | None = _flag(

@@ -48,8 +48,12 @@ def build_model(config: TrainConfig, num_classes: int) -> CCT:
 def load_split(config: TrainConfig, split: str) -> ImageDataset:
     """The training or test images of a run, of the size its model takes."""
     size = parse_name(config.model)["img_size"]
-    options: dict[str, Any] = {"tier": config.tier} if config.data == "glyphs100" else {}
-    dataset = load_dataset(config.data, split, config.data_root, **options)
+    options: dict[str, dict[str, Any]] = {
+        "digits": {},
+        "glyphs100": {"tier": config.tier},
+        "cifar100": {"allow_unverified": config.allow_unverified},
+    }
+    dataset = load_dataset(config.data, split, config.data_root, **options[config.data])
     if dataset.images.shape[-1] != size:
         raise ValueError(
             f"--model {config.model} takes {size}x{size} images, "

@@ -225,7 +225,7 @@ def test_unwritable_folder_is_no_error(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(cache, "atomic_file", refuse)
     assert len(load(tmp_path, allow_unverified=True)) == 200
 
 
