@@ -70,7 +70,7 @@ def test_every_field_of_the_config_is_a_flag():
         (["train", "--colour", "red"], ["--colour"]),
         (["train", "--data", "mnist"], ["mnist", "glyphs100"]),
         (["train", "--model", "vit_b_16"], ["vit_b_16", "cct_7_3x1_32"]),
-        (["train", "--num-heads", "12"], ["128", "12", "--head-dim"]),
+        (["train", "--num-heads", "12"], ["128", "12", "head_dim"]),
         (["train", "--num-heads", "x"], ["--num-heads", "x"]),
         (["train", "--num-heads", "2,2,2"], ["2 numbers", "3 numbers"]),
         (["train", "--model", "cct_7_7x2_224"], ["224x224", "32x32"]),
