@@ -57,7 +57,7 @@ def _fresh_compiler():
 @shapes
 @dtypes
 @methods
-@pytest.mark.benchmark(group="seq-pool-fwd", timer=sync_timer)
+@pytest.mark.benchmark(group="seq-pool-fwd", timer=sync_timer, max_time=0.3)
 def test_forward(benchmark, method, dtype, shape):
     x, weight, _ = inputs(shape, dtype)
     pool = METHODS[method]()
@@ -76,7 +76,7 @@ def test_forward(benchmark, method, dtype, shape):
 @shapes
 @dtypes
 @methods
-@pytest.mark.benchmark(group="seq-pool-fwd-bwd", timer=sync_timer)
+@pytest.mark.benchmark(group="seq-pool-fwd-bwd", timer=sync_timer, max_time=0.3)
 def test_forward_backward(benchmark, method, dtype, shape):
     x, weight, do = inputs(shape, dtype)
     pool = METHODS[method]()
