@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._ext import cpp_check
-from .._dispatch import always, load_backend, resolve_backend, triton_check
+from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
 
 CHECKS = {
     "reference": always,
@@ -42,7 +42,7 @@ def _check_labels(labels, num_classes):
         raise ValueError(f"{message}, got {labels[wrong][0].item()}")
 
 
-@torch.library.impl("lsmha_fast::head_class_sums", "CompositeExplicitAutograd")
+@impl("lsmha_fast::head_class_sums")
 def _impl(x, weight, labels, num_classes, backend):
     _check_labels(labels, num_classes)
     return load_backend(__package__, backend).head_class_sums(x, weight, labels, num_classes)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..._ext import cpp_check
-from .._dispatch import always, load_backend, resolve_backend, triton_check
+from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
 
 CHECKS = {
     "reference": always,
@@ -28,12 +28,12 @@ torch.library.define(
 )
 
 
-@torch.library.impl("lsmha_fast::seq_pool", "CompositeExplicitAutograd")
+@impl("lsmha_fast::seq_pool")
 def _forward_impl(x, weight, backend):
     return load_backend(__package__, backend).seq_pool(x, weight)
 
 
-@torch.library.impl("lsmha_fast::seq_pool_backward", "CompositeExplicitAutograd")
+@impl("lsmha_fast::seq_pool_backward")
 def _backward_impl(do, x, weight, pooled, lse, backend):
     return load_backend(__package__, backend).seq_pool_backward(do, x, weight, pooled, lse)
 
