@@ -11,17 +11,19 @@ from lsmha_fast.ops.attention.common import Inputs
 CHANNELS = 256
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
-# (tokens, head dim, dtype, dropout, with bias, key mask and head scale)
+# (tokens, head dim, dtype, dropout, with bias, key mask and head scale); every length and head dim
+# with every dtype and dropout would be 500 builds, which differ in little
 CASES = [
     *((256, D, BF16, False, False) for D in (1, 2, 4, 8, 16, 32, 64)),
     *((N, 4, BF16, False, False) for N in (64, 196, 512)),
     *((N, 16, BF16, True, False) for N in (64, 196, 1024)),
     *((1024, D, BF16, True, False) for D in (1, 4, 32, 64)),
-    *((256, D, FP16, dropout, False) for D in (4, 16) for dropout in (False, True)),
-    *((196, D, FP32, dropout, False) for D in (4, 16, 64) for dropout in (False, True)),
+    *((196, D, BF16, True, False) for D in (5, 13)),
+    *((256, 4, FP16, dropout, False) for dropout in (False, True)),
+    *((196, D, FP32, dropout, False) for D in (1, 4, 64) for dropout in (False, True)),
     (196, 8, BF16, True, True),
-    (1024, 64, BF16, True, True),
-    (196, 64, FP32, True, True),
+    (1024, 64, BF16, False, True),
+    (196, 16, FP32, True, True),
 ]
 
 

@@ -7,15 +7,16 @@ from aot import record_launches
 
 from lsmha_fast.ops.conv_stem import _triton
 
-# Cin, C, kernel, stride, padding, pixels of tokenizer layers: CCT-7/3x1, CCT-2/3x2, CCT-14/7x2;
-# and what their kernels do without pooling or with windows that need no carried row
+# B, Cin, C, kernel, stride, padding, pixels, pool of tokenizer layers: CCT-7/3x1, CCT-2/3x2,
+# CCT-14/7x2; then windows without a row to carry, and sizes of 1, which a launch makes constants
 LAYERS = [
-    (3, 256, 3, 1, 1, 32, [3, 2, 1]),
-    (3, 64, 3, 1, 1, 32, [3, 2, 1]),
-    (64, 128, 3, 1, 1, 16, [3, 2, 1]),
-    (3, 64, 7, 2, 3, 224, [3, 2, 1]),
-    (3, 64, 5, 1, 2, 32, [2, 2, 0]),
-    (1, 10, 1, 1, 0, 28, [1, 1, 0]),
+    (128, 3, 256, 3, 1, 1, 32, [3, 2, 1]),
+    (128, 3, 64, 3, 1, 1, 32, [3, 2, 1]),
+    (128, 64, 128, 3, 1, 1, 16, [3, 2, 1]),
+    (128, 3, 64, 7, 2, 3, 224, [3, 2, 1]),
+    (128, 3, 64, 5, 1, 2, 32, [2, 2, 0]),
+    (1, 1, 1, 3, 1, 1, 1, [3, 2, 1]),
+    (1, 5, 1, 1, 1, 0, 1, [1, 1, 0]),
 ]
 
 
@@ -27,8 +28,8 @@ def aot_configs() -> list[tuple]:
     return list({str(config): config for config in configs}.values())
 
 
-def _launch(dtype, CIN, C, kernel, stride, padding, pixels, pool):
-    x = torch.empty(128, CIN, pixels, pixels, dtype=dtype, device="meta")
+def _launch(dtype, B, CIN, C, kernel, stride, padding, pixels, pool):
+    x = torch.empty(B, CIN, pixels, pixels, dtype=dtype, device="meta")
     later_layer = CIN > 3
     if later_layer:
         x = x.contiguous(memory_format=torch.channels_last)

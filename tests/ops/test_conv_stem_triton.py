@@ -34,6 +34,12 @@ TINY = (2, 1, 3, 4, 3, 3, 1, 1, (3, 2, 1))
 DTYPES = [torch.float32, torch.float16]
 
 
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch):
+    """What the kernels are measured against must not round to tf32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def inputs(geometry, dtype, device, exact=False):
     """Images, filters, bias; the sums of exact ones need no rounding and are often equal."""
     B, CIN, C, H, W, kernel = geometry[:6]
@@ -229,8 +235,7 @@ def test_named_backend_is_refused_where_it_cannot_run(device):
     ],
     ids=str,
 )
-def test_real_layers_on_a_gpu(geometry, dtype, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def test_real_layers_on_a_gpu(geometry, dtype):
     tensors = inputs(geometry, dtype, "cuda")
     if geometry[1] > 3:
         tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)

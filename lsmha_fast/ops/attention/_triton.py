@@ -43,12 +43,13 @@ def _fwd_blocks(a: Inputs) -> Blocks:
 
 
 def _bwd_blocks(a: Inputs) -> Blocks:
+    D, plain = a.q.shape[3], a.bias is None
+    if a.q.dtype == torch.float32:
+        # more warps spread the registers thinner; these counts are those without spills
+        return Blocks(16, 64, 8 if plain == (D <= 16) else 16, 1)
     # scores, their gradients and the sums dk, dv are in registers at once: 64 x 128 spills, and so
     # does 64 x 64 beside a bias, wide heads, or the addresses of rows that vectors do not divide
-    D = a.q.shape[3]
-    if a.q.dtype == torch.float32 and a.bias is None:
-        return Blocks(16, 64, 8 if D <= 16 else 16, 1)
-    roomy = a.q.dtype != torch.float32 and a.bias is None and D <= 32 and (D < 4 or D % 4 == 0)
+    roomy = plain and D <= 32 and (D < 4 or D % 4 == 0)
     return Blocks(64, 64, 4, 1) if roomy else Blocks(32, 64, 8, 1)
 
 

@@ -102,13 +102,12 @@ def keep_mask(seed: Tensor, shape: tuple[int, int, int, int], dropout_p: float) 
     call are 8 apart because that is how the tensor-core layout hands scores to a thread.
     """
     B, H, L, S = shape
-    calls = (S + 63) // 64 * 8
-    grid = (torch.arange(n, device=seed.device) for n in (calls, L, B * H))
-    c0, c1, c2 = torch.meshgrid(*grid, indexing="ij")
-    words = _philox(seed, (c0, c1, c2, torch.zeros_like(c0)))
-    halves = torch.stack([h for w in words for h in (w & 0xFFFF, w >> 16)])  # (8, calls, L, B H)
-    bits = halves.unflatten(1, (-1, 8)).permute(4, 3, 1, 0, 2).flatten(2)[..., :S]  # (B H, L, S)
-    return (bits >= dropout_rule(dropout_p)[0]).view(shape)
+    calls, threshold = (S + 63) // 64 * 8, dropout_rule(dropout_p)[0]
+    c2, c1, c0 = (torch.arange(n, device=seed.device) for n in (B * H, L, calls))
+    words = _philox(seed, (c0, c1[:, None], c2[:, None, None], torch.zeros_like(c0)))
+    keep = [k for w in words for k in ((w & 0xFFFF) >= threshold, w >> 16 >= threshold)]
+    keep = torch.stack([k.unflatten(-1, (-1, 8)) for k in keep], -2)  # (B H, L, S / 64, 8, 8)
+    return keep.flatten(2)[..., :S].reshape(shape)
 
 
 def _philox(seed: Tensor, counter: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
