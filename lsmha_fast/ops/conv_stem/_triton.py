@@ -53,8 +53,8 @@ def _patches(
     iy = y0 + ky  # [BLOCK_K]
     ix = x0[:, None] + kx[None, :]  # [BLOCK_M, BLOCK_K]
     # unsigned, so that one comparison covers both ends
-    inside = (k < CIN * ROWS * COLS) & (iy.to(tl.uint32) < (H * UP).to(tl.uint32))
-    inside = inside[None, :] & (ix.to(tl.uint32) < (W * UP).to(tl.uint32))
+    inside = (k < CIN * ROWS * COLS) & (iy.to(tl.uint32) < H * UP)
+    inside = inside[None, :] & (ix.to(tl.uint32) < W * UP)
     image = x_ptr + b * x_stride[0]  # [BLOCK_M]
     if UP == 1:
         # a sum of what depends on the position and what depends on the tap: one addition each
