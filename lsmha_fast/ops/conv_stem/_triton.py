@@ -7,8 +7,8 @@ shared by neighbouring windows are summed twice. For the 3x3/2 pooling this make
 1.5 (1 + 1 / STRIP) times the sums of the plain convolution, against 2.25 without the carry.
 Bias and ReLU follow the maximum, on a quarter of the values. Where all of a row step's sums read
 one small patch (3x3 filters on colours: 4 x 5 x 3 = 60 values), the patch is fetched once, WIDE,
-and multiplied by filters moved within it: more multiplications, but a third of the loads, which
-are what this kernel waits for.
+and multiplied by filters moved within it: more multiplications, but a third of the loads, whose
+addresses would otherwise be most of the instructions.
 
 Backward: every window sends its gradient to the position that its code names, so the gradient of
 the weight is, per position in the window, a product of masked `do` with the patches there: each
