@@ -239,6 +239,16 @@ def test_weights_never_hold_all_heads():
     assert largest.numel == B * L * S
 
 
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_autocast_changes_nothing(backend):
+    tensors, options = make_inputs(SHAPE, torch.float32, head_scale=True)
+    plain = run(backend, torch.float32, tensors, options)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = run(backend, torch.float32, tensors, options)
+    for a, b in zip(plain, mixed, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_default_backend_never_interprets():
     q = torch.randn(1, 2, 3, 4)
     bias = torch.zeros(1, 2, 3, 3, requires_grad=True)

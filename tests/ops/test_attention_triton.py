@@ -72,12 +72,13 @@ def test_many_key_blocks_with_every_option(device):
 
 
 def test_one_token(device):
-    # the softmax of one key is 1: o = v, dv = do, and dq, dk are rounding noise around zero
+    # the softmax of one key is 1: o = v, dv = do up to the rounding of the log-sum-exp, and dq, dk
+    # are noise around zero
     tensors, options = make_inputs((2, 3, 1, 1, 4), torch.float32, device=device)
     q, k, v, do = (t.float() for t in tensors)
     o, dq, dk, dv = run("triton", torch.float32, tensors, options)
     assert torch.equal(o, v)
-    assert torch.equal(dv, do)
+    torch.testing.assert_close(dv, do)
     noise = 4 * 2**-24 * (do.abs() * v.abs()).sum(-1, keepdim=True)
     assert (dq.abs() <= noise * k.abs()).all()
     assert (dk.abs() <= noise * q.abs()).all()

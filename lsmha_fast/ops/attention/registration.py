@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._dispatch import load_backend
+from .._dispatch import impl, load_backend
 from .common import Inputs
 
 _OPTIONS = (
@@ -90,7 +90,7 @@ def _attend_backward(do, a: Inputs, o, lse, bias_grad, backend, *buffers) -> tup
     return run(do, a, o, lse, bias_grad, *buffers)
 
 
-@torch.library.impl("lsmha_fast::attention", "CompositeExplicitAutograd")
+@impl("lsmha_fast::attention")
 def _attention_impl(*args):
     *inputs, backend = args
     return _attend(Inputs(*inputs), backend)
@@ -101,7 +101,7 @@ def _attention_fake(q, *_):
     return _heads_last(q), _lse_like(q)
 
 
-@torch.library.impl("lsmha_fast::attention_backward", "CompositeExplicitAutograd")
+@impl("lsmha_fast::attention_backward")
 def _attention_backward_impl(do, *args):
     *inputs, o, lse, bias_grad, backend = args
     a = Inputs(*inputs)
@@ -117,7 +117,7 @@ def _attention_backward_fake(do, *args):
     return *(_heads_last(t) for t in (a.q, a.k, a.v)), *small
 
 
-@torch.library.impl("lsmha_fast::attention_packed", "CompositeExplicitAutograd")
+@impl("lsmha_fast::attention_packed")
 def _packed_impl(qkv, *args):
     *options, backend = args
     o, lse = _attend(Inputs(*_unpack(qkv), *options), backend)
@@ -130,7 +130,7 @@ def _packed_fake(qkv, *_):
     return _heads_last(q).transpose(1, 2), _lse_like(q)
 
 
-@torch.library.impl("lsmha_fast::attention_packed_backward", "CompositeExplicitAutograd")
+@impl("lsmha_fast::attention_packed_backward")
 def _packed_backward_impl(do, qkv, *args):
     *options, o, lse, bias_grad, backend = args
     a = Inputs(*_unpack(qkv), *options)
@@ -145,7 +145,7 @@ def _packed_backward_fake(do, qkv, key_mask, bias, head_scale, *args):
     return qkv.new_empty(qkv.shape), *_small_grads(qkv, bias, head_scale, bias_grad)
 
 
-@torch.library.impl("lsmha_fast::attention_weights", "CompositeExplicitAutograd")
+@impl("lsmha_fast::attention_weights")
 def _weights_impl(q, k, key_mask, bias, scale, backend):
     if q.numel() == 0 or k.numel() == 0:
         weights = q.new_zeros(q.shape[0], q.shape[2], k.shape[2])
@@ -159,7 +159,7 @@ def _weights_fake(q, k, key_mask, bias, scale, backend):
     return q.new_empty(q.shape[0], q.shape[2], k.shape[2]), _lse_like(q)
 
 
-@torch.library.impl("lsmha_fast::attention_weights_backward", "CompositeExplicitAutograd")
+@impl("lsmha_fast::attention_weights_backward")
 def _weights_backward_impl(dweights, q, k, key_mask, bias, scale, lse, bias_grad, backend):
     if q.numel() == 0 or k.numel() == 0:
         dbias = _small_grads(q, bias, None, bias_grad)[0].zero_()
