@@ -30,7 +30,8 @@ def conv_stem(
     y = F.conv2d(_wide(x), _wide(weight), None, stride, padding)
     width = y.shape[3]
     # bias and ReLU keep the order of the sums, so they can wait for the fewer pooled ones
-    y, index = F.max_pool2d(y, *pool, return_indices=True)
+    kernel, step, border = pool
+    y, index = F.max_pool2d(y, kernel, step, border, return_indices=True)
     if bias is not None:
         y += bias.to(y.dtype)[:, None, None]
     y = y.relu_().permute(0, 2, 3, 1).contiguous()  # (B, HO, WO, C)
@@ -39,7 +40,7 @@ def conv_stem(
         return out, x.new_empty(0, dtype=torch.uint8)
     codes = _codes_from_index(index.permute(0, 2, 3, 1).contiguous(), width, pool)
     # the code of zero is the largest; masked_fill_ would take thirty times as long
-    zero = (y == 0).view(torch.uint8).mul_(pool[0] ** 2)
+    zero = (y == 0).view(torch.uint8).mul_(kernel * kernel)
     return out, torch.maximum(codes, zero).flatten(1, 2)
 
 
