@@ -89,7 +89,7 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
     files = analysis.write_report(out, probes, shp, found, snrs, title=title)
 
     yield f"single-head performance on {len(test_set)} test images of {test_set.name}"
-    yield from analysis.summarize(probes, shp, found, snrs)
+    yield from analysis.summarize(probes, shp, found, snrs, max_heads=16)
     yield "written:"
     yield from (f"  {path}" for path in files)
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ._version import __version__
 from .train.config import TIERS, TrainConfig
@@ -77,6 +77,7 @@ def add_train(commands) -> None:
     train = commands.add_parser("train", help="train a model and write a run folder")
     for f in fields(TrainConfig):
         flag = "--" + f.name.replace("_", "-")
+        kwargs: dict[str, Any]
         if isinstance(f.default, bool):
             kwargs = {"action": argparse.BooleanOptionalAction}
         else:

@@ -66,6 +66,7 @@ class CCT(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
+        self.positional_emb: Tensor | None
         heads = _heads_per_block(num_heads, depth, conv_blocks)
         self.num_classes = num_classes
         self.img_size = img_size

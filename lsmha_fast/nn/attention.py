@@ -74,13 +74,14 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
 
         made = {"device": device, "dtype": dtype}
         inner = num_heads * self.head_dim
-        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-        if self._qkv_same_embed_dim:
-            shapes = ((3 * inner, embed_dim), None, None, None)
-        else:
-            shapes = (None, (inner, embed_dim), (inner, self.kdim), (inner, self.vdim))
-        for name, shape in zip(names, shapes, strict=True):
-            weight = None if shape is None else nn.Parameter(torch.empty(shape, **made))
+        packed, split = (None, made) if not self._qkv_same_embed_dim else (made, None)
+        for name, rows, columns, where in (
+            ("in_proj_weight", 3 * inner, embed_dim, packed),
+            ("q_proj_weight", inner, embed_dim, split),
+            ("k_proj_weight", inner, self.kdim, split),
+            ("v_proj_weight", inner, self.vdim, split),
+        ):
+            weight = None if where is None else nn.Parameter(torch.empty(rows, columns, **where))
             self.register_parameter(name, weight)
         has_bias = bias if qkv_bias is None else qkv_bias
         in_bias = nn.Parameter(torch.empty(3 * inner, **made)) if has_bias else None
@@ -190,16 +191,20 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
             zero = k.new_zeros(1, 1, k.shape[2] * k.shape[3])
             k, v, mask = _append_key(k, v, zero, zero, mask)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, ., D)
-        masks = {"key_mask": mask.key_mask, "bias": mask.bias}
         out = attention(
-            q, k, v, **masks, dropout_p=self.dropout if self.training else 0.0,
+            q,
+            k,
+            v,
+            key_mask=mask.key_mask,
+            bias=mask.bias,
+            dropout_p=self.dropout if self.training else 0.0,
             backend=self.backend,
-        )  # fmt: skip
+        )
         weights = None
         if need_weights and average:
-            weights = attention_weights(q, k, **masks)
+            weights = attention_weights(q, k, key_mask=mask.key_mask, bias=mask.bias)
         elif need_weights:
-            weights = _weights_per_head(q, k, **masks)
+            weights = _weights_per_head(q, k, mask)
         return out.transpose(1, 2), weights
 
     def _project_inputs(self, query, key, value):
@@ -228,14 +233,15 @@ def _append_key(k, v, k_row, v_row, mask: AttentionMask):
     return k, v, AttentionMask(key_mask, bias)
 
 
-def _weights_per_head(q, k, *, key_mask, bias) -> Tensor:
+def _weights_per_head(q, k, mask: AttentionMask) -> Tensor:
     """Softmax weights of every head, (B, H, L, S): the caller asked for that tensor."""
     rows = []
     for h in range(q.shape[1]):
-        one = bias if bias is None or bias.shape[1] == 1 else bias[:, h : h + 1]
-        rows.append(
-            attention_weights(q[:, h : h + 1], k[:, h : h + 1], key_mask=key_mask, bias=one)
-        )
+        one = slice(h, h + 1)
+        bias = mask.bias
+        if bias is not None and bias.shape[1] > 1:
+            bias = bias[:, one]
+        rows.append(attention_weights(q[:, one], k[:, one], key_mask=mask.key_mask, bias=bias))
     return torch.stack(rows, dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -42,11 +43,12 @@ class ConvStem(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
+        self.convs: Sequence[nn.Conv2d]
         self.stride = max(1, kernel_size // 2 - 1) if stride is None else stride
         self.padding = max(1, kernel_size // 2) if padding is None else padding
         self.backend = backend
         widths = [in_channels, *[hidden] * (num_layers - 1), dim]
-        self.convs = nn.ModuleList(
+        self.convs = nn.ModuleList(  # type: ignore[assignment]
             nn.Conv2d(a, b, kernel_size, self.stride, self.padding, bias=bias)
             for a, b in pairwise(widths)
         )
@@ -57,11 +59,12 @@ class ConvStem(nn.Module):
         """Rows and columns after one convolution and its pooling."""
         k = self.convs[0].kernel_size[0]
         kernel, stride, padding = POOL
-        height, width = (
-            ((n + 2 * self.padding - k) // self.stride + 1 + 2 * padding - kernel) // stride + 1
-            for n in (height, width)
-        )
-        return height, width
+
+        def after(n: int) -> int:
+            n = (n + 2 * self.padding - k) // self.stride + 1
+            return (n + 2 * padding - kernel) // stride + 1
+
+        return after(height), after(width)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of this size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 import torch
@@ -25,7 +25,7 @@ def load_backend(package: str, backend: str) -> ModuleType:
 
 
 def resolve_backend(
-    op: str, backend: str | None, checks: dict[str, Check], order: Sequence[str], *args
+    op: str, backend: str | None, checks: Mapping[str, Check], order: Sequence[str], *args
 ) -> str:
     """Choose a backend for one call.
 

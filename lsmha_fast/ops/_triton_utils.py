@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
@@ -10,12 +9,13 @@ import os
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
+# looked up once; finding a spec does not import Triton
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def triton_missing() -> str | None:
     """Why Triton cannot be used at all, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    return None
+    return None if _INSTALLED else "Triton is not installed (pip install triton)"
 
 
 def next_pow2(n: int) -> int:

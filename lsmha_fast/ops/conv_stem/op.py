@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._dispatch import always, load_backend, resolve_backend, triton_check
+from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
 from .common import window_count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -42,13 +42,13 @@ torch.library.define(
 )
 
 
-@torch.library.impl("lsmha_fast::conv_stem", "CompositeExplicitAutograd")
+@impl("lsmha_fast::conv_stem")
 def _forward_impl(x, weight, bias, stride, padding, pool, need_codes, backend):
     run = load_backend(__package__, backend).conv_stem
     return run(x, weight, bias, stride, padding, pool, need_codes)
 
 
-@torch.library.impl("lsmha_fast::conv_stem_backward", "CompositeExplicitAutograd")
+@impl("lsmha_fast::conv_stem_backward")
 def _backward_impl(do, x, weight, codes, stride, padding, pool, need_dx, need_dweight, backend):
     run = load_backend(__package__, backend).conv_stem_backward
     return run(do, x, weight, codes, stride, padding, pool, need_dx, need_dweight)
