@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._dispatch import always, resolve_backend, triton_check
+from .._dispatch import Check, always, resolve_backend, triton_check
 from .registration import Attention, AttentionPacked, AttentionWeights
 
 # the kernels are built and checked for spills up to here; the project's heads are 1 to 64 wide
@@ -43,8 +43,8 @@ def _triton_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     return triton_check(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
-CHECKS = {"reference": always, "sdpa": _sdpa_check, "triton": _triton_check}
-WEIGHTS_CHECKS = {"reference": always}
+CHECKS: dict[str, Check] = {"reference": always, "sdpa": _sdpa_check, "triton": _triton_check}
+WEIGHTS_CHECKS: dict[str, Check] = {"reference": always}
 
 
 def _order(q: Tensor) -> tuple[str, ...]:

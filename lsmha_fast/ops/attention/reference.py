@@ -49,8 +49,9 @@ def attention_backward(
     dq.copy_(ds @ k * a.scale)
     dk.copy_(ds.mT @ q * a.scale)
     dv.copy_(dv_plain)
-    dbias = ds.sum_to_size(a.bias.shape).to(a.bias.dtype) if bias_grad else a.q.new_empty(0)
-    return dbias, dhead_scale
+    if a.bias is None or not bias_grad:
+        return a.q.new_empty(0), dhead_scale
+    return ds.sum_to_size(a.bias.shape).to(a.bias.dtype), dhead_scale
 
 
 def attention_weights(a: Inputs) -> tuple[Tensor, Tensor]:
@@ -58,12 +59,14 @@ def attention_weights(a: Inputs) -> tuple[Tensor, Tensor]:
 
     One head at a time, so that memory stays at a few (B, L, S).
     """
-    total, lse = 0.0, []
-    for head in _heads(a):
-        logits = _logits(head)
-        lse.append(torch.logsumexp(logits, -1))
-        total = total + _softmax(logits, lse[-1])[:, 0]
-    return (total / len(lse)).to(a.q.dtype), torch.cat(lse, 1)
+    B, H, L, S = *a.q.shape[:3], a.k.shape[2]
+    lse = a.q.new_empty(B, H, L, dtype=torch.promote_types(a.q.dtype, torch.float32))
+    total = lse.new_zeros(B, L, S)
+    for h, head in enumerate(_heads(a)):
+        logits = _logits(head)[:, 0]
+        lse[:, h] = torch.logsumexp(logits, -1)
+        total += _softmax(logits, lse[:, h])
+    return (total / H).to(a.q.dtype), lse
 
 
 def attention_weights_backward(
@@ -71,16 +74,17 @@ def attention_weights_backward(
 ) -> Tensor:
     """Write dq and dk in place, one head at a time; return dbias (empty where not asked for)."""
     dp = dweights.to(lse.dtype)[:, None] / a.q.shape[1]
-    dbias = lse.new_zeros(a.bias.shape) if bias_grad else a.q.new_empty(0)
+    bias = a.bias if bias_grad else None
+    dbias = lse.new_zeros(0 if bias is None else bias.shape)
     for h, head in enumerate(_heads(a)):
         p = _softmax(_logits(head), lse[:, h : h + 1])
         ds = p * (dp - (p * dp).sum(-1, keepdim=True))
         dq[:, h : h + 1] = ds @ head.k.to(lse.dtype) * a.scale
         dk[:, h : h + 1] = ds.mT @ head.q.to(lse.dtype) * a.scale
-        if bias_grad:
+        if bias is not None:
             here = _of_head(dbias, h)
             here += ds.sum_to_size(here.shape)
-    return dbias.to(a.bias.dtype) if bias_grad else dbias
+    return dbias.to((a.q if bias is None else bias).dtype)
 
 
 def _heads(a: Inputs):
@@ -89,7 +93,7 @@ def _heads(a: Inputs):
         yield a._replace(q=q, k=k, v=v, bias=bias)
 
 
-def _of_head(t: Tensor | None, h: int) -> Tensor | None:
+def _of_head(t, h):
     """The part of a (B, H or 1, ...) tensor that head `h` sees."""
     return t if t is None or t.shape[1] == 1 else t[:, h : h + 1]
 
@@ -106,8 +110,8 @@ def keep_mask(seed: Tensor, shape: tuple[int, int, int, int], dropout_p: float) 
     c2, c1, c0 = (torch.arange(n, device=seed.device) for n in (B * H, L, calls))
     words = _philox(seed, (c0, c1[:, None], c2[:, None, None], torch.zeros_like(c0)))
     keep = [k for w in words for k in ((w & 0xFFFF) >= threshold, w >> 16 >= threshold)]
-    keep = torch.stack([k.unflatten(-1, (-1, 8)) for k in keep], -2)  # (B H, L, S / 64, 8, 8)
-    return keep.flatten(2)[..., :S].reshape(shape)
+    by_key = torch.stack([k.unflatten(-1, (-1, 8)) for k in keep], -2)  # (B H, L, S / 64, 8, 8)
+    return by_key.flatten(2)[..., :S].reshape(shape)
 
 
 def _philox(seed: Tensor, counter: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

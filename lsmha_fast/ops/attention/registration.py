@@ -85,7 +85,8 @@ def _attend_backward(do, a: Inputs, o, lse, bias_grad, backend, *buffers) -> tup
     if _is_empty(a):
         for buffer in buffers:
             buffer.zero_()
-        return tuple(t.zero_() for t in _small_grads(a.q, a.bias, a.head_scale, bias_grad))
+        dbias, dhead_scale = _small_grads(a.q, a.bias, a.head_scale, bias_grad)
+        return dbias.zero_(), dhead_scale.zero_()
     run = load_backend(__package__, backend).attention_backward
     return run(do, a, o, lse, bias_grad, *buffers)
 
