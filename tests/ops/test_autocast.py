@@ -21,9 +21,11 @@ CALLS = {
         padding=1,
     ),
     "seq_pool": lambda x: ops.seq_pool(x[:, :, 0], x[0, 0, 0], backend="reference"),
-    "head_class_sums": lambda x: ops.head_class_sums(
-        x.detach()[:, :, 0], x.detach()[0, 0, 0], torch.tensor([0, 1]), 3, backend="reference"
-    ).sums,
+    "head_class_sums": lambda x: (
+        ops.head_class_sums(
+            x.detach()[:, :, 0], x.detach()[0, 0, 0], torch.tensor([0, 1]), 3, backend="reference"
+        ).sums
+    ),
 }
 
 
