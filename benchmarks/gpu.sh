@@ -35,8 +35,10 @@ bench() { # bench OP SECONDS
 : >"$out/log.txt"
 stage build 60 env LSMHA_BUILD=auto python3 setup.py build_ext --inplace
 stage info 30 python3 -m lsmha_fast.info
-stage tests 150 python3 -m pytest tests/ops -m gpu -q -x --maxfail=10
-bench attention 150
+# the kernels of a test are compiled on first use: more processes compile more at a time
+workers=$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null)
+stage tests 160 python3 -m pytest tests -m gpu -q --maxfail=10 $workers
+bench attention 140
 bench head_class_sums 40
 bench conv_stem 50
 bench seq_pool 40
