@@ -13,6 +13,9 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 failed=()
+for module in torch triton pytest pytest_benchmark; do
+    python3 -c "import $module" 2>/dev/null || { echo "error: python3 has no $module" >&2; exit 2; }
+done
 
 stage() { # stage NAME SECONDS COMMAND...
     local name=$1 limit=$2 start=$SECONDS rc
