@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ _RENAMES = (
 )
 
 
-def from_compact_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_compact_transformers(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Rename the parameters of a published CCT so that `CCT.load_state_dict` takes them.
 
     Heads own the same consecutive columns of q, k and v there and here, so the tensors are
