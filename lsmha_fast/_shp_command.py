@@ -55,6 +55,7 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
         ValueError, OSError: not a run, damaged files, or a folder that holds other things.
     """
     run = load_run(run_dir, options.weights)
+    analysis.check_folder(out)
     config = run.config
     if options.data_root is not None:
         config = replace(config, data_root=options.data_root)

@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run `lsmha`; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     args = make_parser().parse_args(argv)
+    warnings.showwarning = print_warning
     try:
         args.run(args)
     except KeyboardInterrupt:
@@ -43,6 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lsmha {args.command}: error: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+def print_warning(message: Warning | str, *where: object, **options: object) -> None:
+    """A warning as one line for people, without the line of code it came from."""
+    print(f"lsmha: warning: {message}", file=sys.stderr)
 
 
 def is_bad_input(error: Exception) -> bool:

@@ -6,6 +6,7 @@ from .plots import plot_shp as plot_shp
 from .probes import BlockProbe as BlockProbe
 from .probes import Probes as Probes
 from .probes import evaluate_probes as evaluate_probes
+from .report import check_folder as check_folder
 from .report import write_report as write_report
 from .shp import SHP as SHP
 from .shp import single_head_performance as single_head_performance

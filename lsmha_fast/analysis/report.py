@@ -44,7 +44,7 @@ def write_report(
         ValueError: the folder exists and holds files that are not of an earlier report.
     """
     folder = Path(folder)
-    _refuse_foreign(folder)
+    check_folder(folder)
     with atomic_folder(folder) as new:
         pictures = plot_shp(new, probes, shp, clusters, snrs, title=title)
         arrays = [
@@ -61,7 +61,13 @@ def write_report(
     return [folder / name for name in names]
 
 
-def _refuse_foreign(folder: Path) -> None:
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that `write_report` would refuse, before hours of measuring.
+
+    Raises:
+        ValueError: `folder` is a file, or holds files that are not of an earlier report.
+    """
+    folder = Path(folder)
     if not folder.exists():
         return
     if not folder.is_dir():

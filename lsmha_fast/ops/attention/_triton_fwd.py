@@ -25,7 +25,7 @@ def load_rows(ptr, stride, first, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK
 
     Addresses have 64 bits; the offsets inside a block fit 32 (the launcher sees to it).
     """
-    ptr += tl.multiple_of(tl.to_tensor(first).to(tl.int64) * stride[2], ALIGN)
+    ptr += tl.multiple_of(tl.cast(first, tl.int64) * stride[2], ALIGN)
     n, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     row = tl.multiple_of(n * stride[2], ALIGN)
     if D > 16 or ALIGN >= 4:
@@ -43,7 +43,7 @@ def load_rows(ptr, stride, first, N, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK
 def store_rows(ptr, stride, first, N, x, D: tl.constexpr, BLOCK: tl.constexpr,
                BLOCK_D: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
     """Write [BLOCK, BLOCK_D] as rows first.. of an (N, D) matrix, in the dtype of `ptr`."""
-    ptr += tl.multiple_of(tl.to_tensor(first).to(tl.int64) * stride[2], ALIGN)
+    ptr += tl.multiple_of(tl.cast(first, tl.int64) * stride[2], ALIGN)
     n, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     row = tl.multiple_of(n * stride[2], ALIGN)
     if D > 3:
@@ -71,8 +71,8 @@ def masked_scores(q, k, b, h, first, first_key, L, S, scale2, mask_ptr, mask_str
     if bias_ptr is not None:
         rows, columns = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_S)
         bias_ptr += b * bias_stride[0] + h * bias_stride[1]
-        bias_ptr += tl.to_tensor(first).to(tl.int64) * bias_stride[2]
-        bias_ptr += tl.to_tensor(first_key).to(tl.int64) * bias_stride[3]
+        bias_ptr += tl.cast(first, tl.int64) * bias_stride[2]
+        bias_ptr += tl.cast(first_key, tl.int64) * bias_stride[3]
         offset = rows[:, None] * bias_stride[2] + columns[None, :] * bias_stride[3]
         inside = (rows < L - first)[:, None] & (columns < S - first_key)[None, :]
         bias = tl.load(bias_ptr + offset, mask=inside, other=0.0)
@@ -103,7 +103,7 @@ def keep_mask(seed_ptr, bh, first, first_key, threshold, BLOCK_L: tl.constexpr,
     # compared in the upper half of a word, where every second half-word already is
     halves = tl.join(words << 16, words).reshape([BLOCK_L, CALLS // 8, 8, 2, 2, 2])
     halves = halves.permute([0, 1, 3, 4, 5, 2]).reshape([BLOCK_L, BLOCK_S])
-    return halves >= tl.to_tensor(threshold).to(tl.uint32) << 16
+    return halves >= tl.cast(threshold, tl.uint32) << 16
 
 
 @triton.jit
