@@ -235,9 +235,11 @@ def test_names():
 def test_training_step_compiles_into_one_graph():
     model = create_model("cct_2_3x2_32", 10, num_heads=16, attn_drop=0.0, drop_path=0.0)
     images = torch.randn(2, 3, 32, 32)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     expected = model(images)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    out = compiled(images)
+    expected_grads = torch.autograd.grad(expected.square().sum(), parameters)
+    out = torch.compile(model, fullgraph=True, backend="aot_eager")(images)
     torch.testing.assert_close(out, expected)
-    out.sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    grads = torch.autograd.grad(out.square().sum(), parameters)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad)

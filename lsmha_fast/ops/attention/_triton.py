@@ -10,7 +10,7 @@ are SASS instructions per score and lane in the inner loop; an exponential keeps
 | forward            | 4  | 205       | 22 KB  | 5.4   |
 | forward            | 16 | 203       | 22 KB  | 6.3   |
 | forward, dropout   | 4  | 220       | 18 KB  | 14.9  |
-| backward           | 1  | 180       | 16 KB  | 15.5  |
+| backward           | 1  | 211       | 24 KB  | 10.7  |
 | backward           | 4  | 174       | 16 KB  | 13.3  |
 | backward           | 16 | 166       | 16 KB  | 12.5  |
 | backward, dropout  | 4  | 211       | 16 KB  | 24.2  |
@@ -62,7 +62,7 @@ def _fwd_blocks(a: Inputs) -> Blocks:
     return Blocks(64, min(max(next_pow2(S), 64), widest), 4, 2)
 
 
-def _bwd_blocks(a: Inputs) -> Blocks:
+def _bwd_blocks(a: Inputs, align: int) -> Blocks:
     D, plain = a.q.shape[3], a.bias is None
     if a.q.dtype == torch.float32:
         # more warps spread the registers thinner; these counts are those without spills
@@ -70,7 +70,11 @@ def _bwd_blocks(a: Inputs) -> Blocks:
     # scores, their gradients and the sums dk, dv are in registers at once: 64 x 128 spills, and so
     # does 64 x 64 beside a bias, wide heads, or the addresses of rows that vectors do not divide
     roomy = plain and D <= 32 and (D < 4 or D % 4 == 0)
-    return Blocks(64, 64, 4, 1) if roomy else Blocks(32, 64, 8, 1)
+    if not roomy:
+        return Blocks(32, 64, 8, 1)
+    # rows that start at odd places cannot be copied asynchronously: two warps, which multiply from
+    # registers, then need half the instructions per score, and Triton 3.6 cannot build four
+    return Blocks(64, 64, 2 if align < 4 and D <= 16 else 4, 1)
 
 
 def attention(a: Inputs) -> tuple[Tensor, Tensor]:
@@ -87,7 +91,7 @@ def attention(a: Inputs) -> tuple[Tensor, Tensor]:
     _attention_fwd[(B * H, shares)](
         *_common(a), o, o.stride(), lse, H, L, S,
         a.scale * math.log2(math.e), threshold, keep_factor,
-        **_constants(D, S, blocks, a.q.dtype, (a.q, a.k, a.v, o)),
+        **_constants(D, S, blocks, _align(a.q, a.k, a.v, o)),
         ONE_BLOCK=S <= blocks.S, num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     return o, lse
@@ -100,14 +104,15 @@ def attention_backward(
     a, do = _readable(a), _block_fits_32_bits(do)
     B, H, L, D = a.q.shape
     S = a.k.shape[2]
-    blocks = _bwd_blocks(a)
+    align = _align(a.q, a.k, a.v, o, do, dq, dk, dv)
+    blocks = _bwd_blocks(a, align)
     threshold, keep_factor = _dropout(a)
     scale2 = a.scale * math.log2(math.e)
     one_block = S <= blocks.S
     scratch = None if one_block else a.q.new_empty(B, H, L, D, dtype=torch.float32)
     partial = None if a.head_scale is None else a.q.new_empty(B, H, dtype=torch.float32)
     outputs = [t for grad in (dq, dk, dv) for t in (grad, grad.stride())]
-    constants = _constants(D, S, blocks, a.q.dtype, (a.q, a.k, a.v, o, do, dq, dk, dv))
+    constants = _constants(D, S, blocks, align)
     launch = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     _attention_bwd[(B * H,)](
         *_common(a), o, o.stride(), lse, do, do.stride(),
@@ -145,8 +150,12 @@ def _common(a: Inputs) -> tuple:
     )  # fmt: skip
 
 
-def _constants(D: int, S: int, blocks: Blocks, dtype: torch.dtype, tensors) -> dict:
-    align = math.gcd(16, *(n for t in tensors for n in t.stride()[:3]))
+def _align(*tensors: Tensor) -> int:
+    """Elements that every row starts at a multiple of, at most 16."""
+    return math.gcd(16, *(n for t in tensors for n in t.stride()[:3]))
+
+
+def _constants(D: int, S: int, blocks: Blocks, align: int) -> dict:
     return {
         "D": D,
         "BLOCK_L": blocks.L,

@@ -60,7 +60,8 @@ class _SeqPool(torch.autograd.Function):
         pooled, lse = _forward(x, weight, backend)
         ctx.save_for_backward(x, weight, pooled, lse)
         ctx.backend = backend
-        return pooled.to(x.dtype)
+        # torch.compile of 2.11 loses gradients where the result may be the saved tensor itself
+        return pooled.to(x.dtype, copy=True)
 
     @staticmethod
     @once_differentiable
