@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..._ext import cpp_check
 from .._dispatch import Check, always, resolve_backend, triton_check
 from .registration import Attention, AttentionPacked, AttentionWeights
 
@@ -43,7 +44,17 @@ def _triton_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     return triton_check(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
-CHECKS: dict[str, Check] = {"reference": always, "sdpa": _sdpa_check, "triton": _triton_check}
+def _cpp_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
+    """Reason why the native CPU kernels cannot take this call, or None."""
+    return cpp_check(q, (torch.float32, torch.bfloat16, torch.float64))
+
+
+CHECKS: dict[str, Check] = {
+    "reference": always,
+    "sdpa": _sdpa_check,
+    "triton": _triton_check,
+    "cpp": _cpp_check,
+}
 WEIGHTS_CHECKS: dict[str, Check] = {"reference": always}
 
 
@@ -79,7 +90,7 @@ def attention(
             come from torch's generator of the device; apply it in training only.
         scale: factor of the logits, finite and > 0; by default D^-0.5.
         head_scale: (H,) float, multiplies each head's output; 0 silences a head.
-        backend: "reference", "sdpa" or "triton"; by default the fastest one for this call.
+        backend: "reference", "sdpa", "triton" or "cpp"; by default the fastest one for this call.
 
     Returns:
         (B, H, L, D) in the dtype of `q`, in memory (B, L, H, D): merging the heads copies nothing.

@@ -1,0 +1,227 @@
+// Attention of one head of any width, with a bias or logits of any size: weights are computed tile by
+// tile (keys x queries) in the cache, with small matrix products around the exponentials.
+//
+// Included once per instruction set.
+
+// One strided factor of a product, read as scalars: element (row, inner)
+struct Scalars {
+  const float* data;
+  int64_t row, inner;
+};
+
+// C (ROWS, COLS vectors) (+)= A (ROWS, inner) B (inner, COLS vectors)
+template <int ROWS, int COLS>
+inline void product_block(const Scalars& a, const float* b, int64_t b_stride, int64_t inner, float* c,
+                          int64_t c_stride, bool add) {
+  Vec sum[ROWS][COLS];
+  UNROLL for (int m = 0; m < ROWS; ++m) {
+    UNROLL for (int n = 0; n < COLS; ++n) {
+      sum[m][n] = add ? load(c + m * c_stride + n * LANES) : Vec{};
+    }
+  }
+  for (int64_t x = 0; x < inner; ++x) {
+    UNROLL for (int n = 0; n < COLS; ++n) {
+      const Vec column = load(b + x * b_stride + n * LANES);
+      UNROLL for (int m = 0; m < ROWS; ++m) sum[m][n] += column * a.data[m * a.row + x * a.inner];
+    }
+  }
+  UNROLL for (int m = 0; m < ROWS; ++m) {
+    UNROLL for (int n = 0; n < COLS; ++n) store(c + m * c_stride + n * LANES, sum[m][n]);
+  }
+}
+
+template <int COLS>
+void product_columns(Scalars a, const float* b, int64_t b_stride, int64_t inner, float* c,
+                     int64_t c_stride, int64_t rows, bool add) {
+  constexpr int ROWS = LANES == 16 ? 16 / COLS + 2 : 8 / COLS + 1;
+  for (; rows >= ROWS; rows -= ROWS, a.data += ROWS * a.row, c += ROWS * c_stride) {
+    product_block<ROWS, COLS>(a, b, b_stride, inner, c, c_stride, add);
+  }
+  for (; rows >= 2; rows -= 2, a.data += 2 * a.row, c += 2 * c_stride) {
+    product_block<2, COLS>(a, b, b_stride, inner, c, c_stride, add);
+  }
+  if (rows > 0) product_block<1, COLS>(a, b, b_stride, inner, c, c_stride, add);
+}
+
+// C (rows, columns floats) (+)= A (rows, inner) B (inner, columns); columns: a multiple of LANES
+void product(Scalars a, const float* b, int64_t b_stride, int64_t inner, float* c, int64_t c_stride,
+             int64_t rows, int64_t columns, bool add) {
+  int64_t n = 0;
+  for (; n + 4 * LANES <= columns; n += 4 * LANES) {
+    product_columns<4>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
+  }
+  for (; n + 2 * LANES <= columns; n += 2 * LANES) {
+    product_columns<2>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
+  }
+  for (; n < columns; n += LANES) {
+    product_columns<1>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
+  }
+}
+
+// C (rows, D) += A (rows, queries) B^T for B (D, queries): both factors lie along the vectors
+void product_along(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                   int64_t queries, float* c, int64_t rows, int64_t D) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t d = 0; d < D; ++d) {
+      Vec sum = {};
+      for (int64_t i = 0; i < queries; i += LANES) {
+        sum += load(a + m * a_stride + i) * load(b + d * b_stride + i);
+      }
+      c[m * D + d] += sum_of(sum);
+    }
+  }
+}
+
+// 64 x 64 and 16 x 256 floats fill half of a first-level cache; a narrow head has its gradient of
+// the keys reduced across vectors, which long rows amortise
+constexpr int64_t TILE = 64 * 64;
+
+struct Tile {
+  int64_t keys, queries;  // at most
+};
+
+inline Tile tile_of(const AttentionHead& h) {
+  const int64_t queries = std::min<int64_t>(h.padded_l, h.D <= MAX_FUSED ? 256 : 64);
+  return {TILE / queries, queries};
+}
+
+// log2 weights of keys j.. and queries i..: (keys, queries), rows stride apart
+inline void logits(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, int64_t queries,
+                   float* tile, int64_t stride) {
+  product({h.k + j * h.D, h.D, 1}, h.q + i, h.padded_l, h.D, tile, stride, keys, queries, false);
+  if (h.bias == nullptr) return;
+  const int64_t rows = std::min(queries, h.L - i);
+  for (int64_t r = 0; r < keys; ++r) {
+    const float* bias = h.bias + i * h.bias_l + h.index[j + r] * h.bias_s;
+    for (int64_t c = 0; c < rows; ++c) tile[r * stride + c] += bias[c * h.bias_l] * 1.44269504f;
+  }
+}
+
+// What the softmax of one block of queries has seen so far; arrays of `queries`
+struct Running {
+  float* top;    // largest log2 weight, 0 where no shift is needed
+  float* total;  // sum of the weights
+};
+
+// log2 weights -> weights times 2^-top in place; rescales what came before, out (D, queries) included
+inline void weights(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, int64_t queries,
+                    float* tile, int64_t stride, const Running& run, float* out) {
+  const int64_t groups = h.padded_l / PAD;
+  for (int64_t c = 0; c < queries; c += LANES) {
+    Vec shift = load(run.top + c), total = load(run.total + c);
+    if (!h.unshifted) {
+      const Vec old = shift;
+      for (int64_t r = 0; r < keys; ++r) shift = maximum(load(tile + r * stride + c), shift);
+      store(run.top + c, shift);
+      shift = maximum(shift, fill(-3e38f));  // no keys yet: -inf - shift stays -inf
+      const Vec shrink = exp2_any(old - shift);
+      total *= shrink;
+      for (int64_t d = 0; d < h.D; ++d) {
+        float* at = out + d * h.padded_l + i + c;
+        store(at, load(at) * shrink);
+      }
+    }
+    for (int64_t r = 0; r < keys; ++r) {
+      float* at = tile + r * stride + c;
+      Vec p = exp2_any(load(at) - shift);
+      total += p;
+      if (h.keep) p = where_kept(p, h.keep + (j + r) * groups + (i + c) / PAD, (i + c) % PAD);
+      store(at, p);
+    }
+    store(run.total + c, total);
+  }
+}
+
+void forward_tiled(const AttentionHead& h, float* out, float* lse) {
+  const Tile tile = tile_of(h);
+  Scratch scratch(TILE + 2 * tile.queries);
+  const Running run{scratch.data() + TILE, scratch.data() + TILE + tile.queries};
+  const float factor = h.head_scale * (h.keep ? h.keep_factor : 1.0f);
+  std::fill(out, out + h.D * h.padded_l, 0.0f);
+  for (int64_t i = 0; i < h.padded_l; i += tile.queries) {
+    const int64_t queries = std::min(tile.queries, h.padded_l - i);
+    std::fill(run.top, run.top + queries, h.unshifted ? 0.0f : -INFINITY);
+    std::fill(run.total, run.total + queries, 0.0f);
+    for (int64_t j = 0; j < h.S; j += tile.keys) {
+      const int64_t keys = std::min(tile.keys, h.S - j);
+      logits(h, j, keys, i, queries, scratch.data(), tile.queries);
+      weights(h, j, keys, i, queries, scratch.data(), tile.queries, run, out);
+      product({h.v + j * h.D, 1, h.D}, scratch.data(), tile.queries, keys, out + i, h.padded_l, h.D,
+              queries, true);
+    }
+    for (int64_t c = 0; c < queries; c += LANES) {
+      const Vec total = load(run.total + c);
+      const Vec norm = total == 0.0f ? Vec{} : factor / total;
+      store(lse + i + c, load(run.top + c) * 0.693147181f + logarithm(total));
+      for (int64_t d = 0; d < h.D; ++d) {
+        float* at = out + d * h.padded_l + i + c;
+        store(at, load(at) * norm);
+      }
+    }
+  }
+}
+
+// log2 weights and gradients of kept weights -> kept weights and gradients of the logits, in place
+inline void weight_gradients(const AttentionHead& h, const AttentionGradient& g, int64_t j,
+                             int64_t keys, int64_t i, int64_t queries, float* p_tile,
+                             float* ds_tile, int64_t stride) {
+  const int64_t groups = h.padded_l / PAD;
+  const float factor = h.keep ? h.keep_factor : 1.0f;
+  for (int64_t c = 0; c < queries; c += LANES) {
+    const Vec lse = load(g.lse + i + c), delta = load(g.delta + i + c);
+    const Vec shift = lse == -INFINITY ? Vec{} : lse * 1.44269504f;
+    for (int64_t r = 0; r < keys; ++r) {
+      float *p_at = p_tile + r * stride + c, *ds_at = ds_tile + r * stride + c;
+      const Vec p = exp2_any(load(p_at) - shift);
+      Vec kept = p, dp = load(ds_at) * (h.head_scale * factor);
+      if (h.keep) {
+        const uint16_t* bits = h.keep + (j + r) * groups + (i + c) / PAD;
+        kept = where_kept(p, bits, (i + c) % PAD) * factor;
+        dp = where_kept(dp, bits, (i + c) % PAD);
+      }
+      store(p_at, kept);
+      store(ds_at, p * (dp - delta));
+    }
+  }
+}
+
+inline void add_bias_gradient(const AttentionHead& h, const AttentionGradient& g, int64_t j,
+                              int64_t keys, int64_t i, int64_t queries, const float* ds,
+                              int64_t stride) {
+  const int64_t rows = std::min(queries, h.L - i);
+  for (int64_t r = 0; r < keys; ++r) {
+    float* dbias = g.dbias + i * g.dbias_l + h.index[j + r] * g.dbias_s;
+    for (int64_t c = 0; c < rows; ++c) dbias[c * g.dbias_l] += ds[r * stride + c];
+  }
+}
+
+void backward_tiled(const AttentionHead& h, const AttentionGradient& g) {
+  const Tile tile = tile_of(h);
+  const int64_t stride = tile.queries;
+  Scratch scratch(2 * TILE);
+  float *p = scratch.data(), *ds = p + TILE;
+  std::fill(g.dq, g.dq + h.D * h.padded_l, 0.0f);
+  std::fill(g.dk, g.dk + h.S * h.D, 0.0f);
+  std::fill(g.dv, g.dv + h.S * h.D, 0.0f);
+  for (int64_t j = 0; j < h.S; j += tile.keys) {
+    const int64_t keys = std::min(tile.keys, h.S - j);
+    const float *k = h.k + j * h.D, *v = h.v + j * h.D;
+    float *dk = g.dk + j * h.D, *dv = g.dv + j * h.D;
+    for (int64_t i = 0; i < h.padded_l; i += tile.queries) {
+      const int64_t queries = std::min(tile.queries, h.padded_l - i);
+      logits(h, j, keys, i, queries, p, stride);
+      product({v, h.D, 1}, g.dout + i, h.padded_l, h.D, ds, stride, keys, queries, false);
+      weight_gradients(h, g, j, keys, i, queries, p, ds, stride);
+      if (g.dbias) add_bias_gradient(h, g, j, keys, i, queries, ds, stride);
+      product({k, 1, h.D}, ds, stride, keys, g.dq + i, h.padded_l, h.D, queries, true);
+      if (h.D <= MAX_FUSED) {
+        product_along(p, stride, g.dout + i, h.padded_l, queries, dv, keys, h.D);
+        product_along(ds, stride, h.q + i, h.padded_l, queries, dk, keys, h.D);
+      } else {
+        const int64_t rows = i * h.D;
+        product({p, stride, 1}, g.dout_rows + rows, h.D, queries, dv, h.D, keys, h.D, true);
+        product({ds, stride, 1}, g.q_rows + rows, h.D, queries, dk, h.D, keys, h.D, true);
+      }
+    }
+  }
+}
