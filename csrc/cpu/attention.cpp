@@ -100,16 +100,25 @@ void for_tasks(int64_t tasks, int64_t weights_of_task, const F& f) {
   torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, GRAIN / weights_of_task), f);
 }
 
+// Neighbouring heads that a thread takes at once: what fills a cache line, if enough groups remain.
+int64_t group_of(int64_t B, int64_t H, int64_t D) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return std::clamp<int64_t>(std::min(B * H / (4 * threads), PAD / std::min(D, PAD)), 1, H);
+}
+
 template <class T>
 void run_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Options& options,
                  Tensor& out, Tensor& lse) {
   const auto call = make_call<T, float>(q, k, v, options);
   const auto o = writable<T>(out);
   float* sums = lse.mutable_data_ptr<float>();
-  for_tasks(call.B * call.H, call.L * call.S, [&](int64_t first, int64_t last) {
-    VectorHead<T> head(call);
+  const int64_t group = group_of(call.B, call.H, call.D);
+  const int64_t groups = (call.H + group - 1) / group;
+  for_tasks(call.B * groups, group * call.L * call.S, [&](int64_t first, int64_t last) {
+    VectorHeads<T> heads(call, group);
     for (int64_t t = first; t < last; ++t) {
-      head.forward(t / call.H, t % call.H, o, sums + t * call.L);
+      const int64_t h = t % groups * group;
+      heads.forward(t / groups, h, std::min(group, call.H - h), o, sums);
     }
   });
 }
@@ -142,12 +151,13 @@ void attention(Tensor q, Tensor k, Tensor v, Optional key_mask, Optional bias, O
 }
 
 // Heads that share a part of the bias gradient, one after the other in one task: no sum depends on
-// the number of threads. Without a bias gradient every head is a task.
+// the number of threads. Without a bias gradient a task is a group of neighbouring heads.
 template <class Acc>
 class BackwardTasks {
  public:
   // dbias: (parts, B or 1, H or 1, L or 1, S or 1), contiguous, or nothing
-  BackwardTasks(const Tensor& q, Optional& dbias) : B_(q.size(0)), H_(q.size(1)) {
+  BackwardTasks(const Tensor& q, Optional& dbias)
+      : B_(q.size(0)), H_(q.size(1)), group_(dbias ? 1 : group_of(B_, H_, q.size(3))) {
     if (!dbias) return;
     data_ = static_cast<Acc*>(dbias->mutable_data_ptr());
     parts_ = dbias->size(0);
@@ -157,23 +167,29 @@ class BackwardTasks {
     size_ = dbias->size(3) * dbias->size(4);
   }
 
-  int64_t count() const { return data_ ? parts_ * images_ * heads_ : B_ * H_; }
+  int64_t group() const { return group_; }
+  int64_t count() const { return data_ ? parts_ * images_ * heads_ : B_ * groups(); }
 
-  // f(b, h, where its bias gradient goes) for all heads of a task
+  // f(b, h, count, where their bias gradient goes) for all heads of a task, count at a time
   template <class F>
   void for_heads(int64_t task, const F& f) const {
-    if (!data_) return f(task / H_, task % H_, grad_);
+    if (!data_) {
+      const int64_t h = task % groups() * group_;
+      return f(task / groups(), h, std::min(group_, H_ - h), grad_);
+    }
     BiasGradient<Acc> grad = grad_;
     grad.data = data_ + task * size_;
     const int64_t h0 = task % heads_, b0 = task / heads_ % images_, part = task / heads_ / images_;
     const int64_t over_h = H_ / heads_, terms = over_h * (B_ / images_);
     for (int64_t t = part * terms / parts_; t < (part + 1) * terms / parts_; ++t) {
-      f(images_ == 1 ? t / over_h : b0, heads_ == 1 ? t % over_h : h0, grad);
+      f(images_ == 1 ? t / over_h : b0, heads_ == 1 ? t % over_h : h0, 1, grad);
     }
   }
 
  private:
-  const int64_t B_, H_;
+  int64_t groups() const { return (H_ + group_ - 1) / group_; }
+
+  const int64_t B_, H_, group_;
   int64_t parts_ = 1, images_ = 1, heads_ = 1, size_ = 0;
   Acc* data_ = nullptr;
   BiasGradient<Acc> grad_;
@@ -200,11 +216,11 @@ void run_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Optio
                   Gradients& g) {
   const auto call = make_backward_call<T, float>(q, k, v, options, g);
   const BackwardTasks<float> tasks(q, g.dbias);
-  for_tasks(tasks.count(), call.L * call.S, [&](int64_t first, int64_t last) {
-    VectorHead<T> head(call);
+  for_tasks(tasks.count(), tasks.group() * call.L * call.S, [&](int64_t first, int64_t last) {
+    VectorHeads<T> heads(call, tasks.group());
     for (int64_t t = first; t < last; ++t) {
-      tasks.for_heads(t, [&](int64_t b, int64_t h, const BiasGradient<float>& dbias) {
-        head.backward(b, h, call, dbias);
+      tasks.for_heads(t, [&](int64_t b, int64_t h, int64_t n, const BiasGradient<float>& dbias) {
+        heads.backward(b, h, n, call, dbias);
       });
     }
   });
@@ -217,8 +233,8 @@ void run_backward<double>(const Tensor& q, const Tensor& k, const Tensor& v, con
   const BackwardTasks<double> tasks(q, g.dbias);
   for_tasks(tasks.count(), call.L * call.S, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {
-      tasks.for_heads(t, [&](int64_t b, int64_t h, const BiasGradient<double>& dbias) {
-        PlainHead(call, b, h).backward(call, dbias);
+      tasks.for_heads(t, [&](int64_t b, int64_t h, int64_t n, const BiasGradient<double>& dbias) {
+        for (int64_t end = h + n; h < end; ++h) PlainHead(call, b, h).backward(call, dbias);
       });
     }
   });

@@ -5,10 +5,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
+
+#define UNROLL _Pragma("GCC unroll 16")
 
 namespace {
 
@@ -93,7 +96,7 @@ constexpr int LANES = 16;
 #include "attention_fused.inl"
 #include "attention_tile.inl"
 #undef LSMHA_AVX512
-LSMHA_ENTRY(4, 2, 2, 1, 4, 2)
+LSMHA_ENTRY(4, 1, 1, 1, 4, 2)
 }  // namespace avx512
 #pragma GCC pop_options
 #endif
@@ -108,11 +111,13 @@ AttentionKernels choose() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx512 && most != "avx2" && most != "default") {
-    return {avx512::forward, avx512::backward, avx512::keep_bits};
+    return {avx512::largest_logit, avx512::forward, avx512::backward, avx512::keep_bits};
   }
-  if (has_avx2 && most != "default") return {avx2::forward, avx2::backward, avx2::keep_bits};
+  if (has_avx2 && most != "default") {
+    return {avx2::largest_logit, avx2::forward, avx2::backward, avx2::keep_bits};
+  }
 #endif
-  return {portable::forward, portable::backward, portable::keep_bits};
+  return {portable::largest_logit, portable::forward, portable::backward, portable::keep_bits};
 }
 
 }  // namespace

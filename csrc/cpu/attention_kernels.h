@@ -33,7 +33,7 @@ struct AttentionHead {
   int64_t L, S, D;   // D padded: 1, 2, 4, 8 or a multiple of PAD
   int64_t padded_l;  // L padded to a multiple of PAD
   const float* q;    // (D, padded_l), times scale * log2(e)
-  const float* k;    // (S, D)
+  const float* k;    // (S, D), zeros up to a multiple of PAD numbers
   const float* v;    // (S, D)
   const int64_t* index;  // (S,) of each key among those of the caller
   bool unshifted;        // no |log2 weight| exceeds MAX_UNSHIFTED
@@ -66,6 +66,8 @@ struct Dropout {
 };
 
 struct AttentionKernels {
+  // no |log2 weight| exceeds it, without the bias: |q| |k|, the largest of each
+  float (*largest_logit)(const AttentionHead& head);
   // out (D, padded_l) and lse (padded_l,)
   void (*forward)(const AttentionHead& head, float* out, float* lse);
   void (*backward)(const AttentionHead& head, const AttentionGradient& grad);

@@ -25,13 +25,35 @@ inline UintVec iota() {
   return v;
 }
 
-inline float sum_of(Vec v) {
-  for (int n = LANES / 2; n > 0; n /= 2) {
-    Vec shifted = v;
-    for (int i = 0; i < n; ++i) shifted[i] = v[i + n];
-    v += shifted;
+template <int... I>
+inline Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, IntVec{I...});
+#endif
+}
+
+template <int... I>
+inline Vec add_pairs(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return pick(a, b, std::integer_sequence<int, (2 * I)...>()) +
+         pick(a, b, std::integer_sequence<int, (2 * I + 1)...>());
+}
+
+// to[n] = the sum over the lanes of v[n]; N: a power of two
+template <int N>
+inline void store_sums(float* to, Vec* v) {
+  using Lanes = std::make_integer_sequence<int, LANES>;
+  if constexpr (N > LANES) {
+    store_sums<LANES>(to, v);
+    store_sums<N - LANES>(to + LANES, v + LANES);
+  } else {
+    UNROLL for (int n = N / 2; n > 0; n /= 2) {
+      UNROLL for (int i = 0; i < n; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1], Lanes());
+    }
+    UNROLL for (int n = N; n < LANES; n *= 2) v[0] = add_pairs(v[0], v[0], Lanes());
+    std::memcpy(to, v, N * sizeof(float));
   }
-  return v[0];
 }
 
 // 2^x for |x| <= 126 to about an ulp: 2^n times a polynomial on |r| <= 1/2 (minimax, degree 5)

@@ -13,12 +13,7 @@ struct Scalars {
 template <int ROWS, int COLS>
 inline void product_block(const Scalars& a, const float* b, int64_t b_stride, int64_t inner, float* c,
                           int64_t c_stride, bool add) {
-  Vec sum[ROWS][COLS];
-  UNROLL for (int m = 0; m < ROWS; ++m) {
-    UNROLL for (int n = 0; n < COLS; ++n) {
-      sum[m][n] = add ? load(c + m * c_stride + n * LANES) : Vec{};
-    }
-  }
+  Vec sum[ROWS][COLS] = {};
   for (int64_t x = 0; x < inner; ++x) {
     UNROLL for (int n = 0; n < COLS; ++n) {
       const Vec column = load(b + x * b_stride + n * LANES);
@@ -26,35 +21,40 @@ inline void product_block(const Scalars& a, const float* b, int64_t b_stride, in
     }
   }
   UNROLL for (int m = 0; m < ROWS; ++m) {
-    UNROLL for (int n = 0; n < COLS; ++n) store(c + m * c_stride + n * LANES, sum[m][n]);
+    UNROLL for (int n = 0; n < COLS; ++n) {
+      float* at = c + m * c_stride + n * LANES;
+      store(at, add ? load(at) + sum[m][n] : sum[m][n]);
+    }
   }
 }
 
-template <int COLS>
+// ROWS at a time, what remains by halves
+template <int ROWS, int COLS>
 void product_columns(Scalars a, const float* b, int64_t b_stride, int64_t inner, float* c,
                      int64_t c_stride, int64_t rows, bool add) {
-  constexpr int ROWS = LANES == 16 ? 16 / COLS + 2 : 8 / COLS + 1;
   for (; rows >= ROWS; rows -= ROWS, a.data += ROWS * a.row, c += ROWS * c_stride) {
     product_block<ROWS, COLS>(a, b, b_stride, inner, c, c_stride, add);
   }
-  for (; rows >= 2; rows -= 2, a.data += 2 * a.row, c += 2 * c_stride) {
-    product_block<2, COLS>(a, b, b_stride, inner, c, c_stride, add);
+  if constexpr (ROWS > 1) {
+    if (rows > 0) {
+      product_columns<ROWS / 2, COLS>(a, b, b_stride, inner, c, c_stride, rows, add);
+    }
   }
-  if (rows > 0) product_block<1, COLS>(a, b, b_stride, inner, c, c_stride, add);
 }
 
 // C (rows, columns floats) (+)= A (rows, inner) B (inner, columns); columns: a multiple of LANES
 void product(Scalars a, const float* b, int64_t b_stride, int64_t inner, float* c, int64_t c_stride,
              int64_t rows, int64_t columns, bool add) {
+  constexpr int SUMS = LANES == 16 ? 16 : 8;  // half of the registers
   int64_t n = 0;
   for (; n + 4 * LANES <= columns; n += 4 * LANES) {
-    product_columns<4>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
+    product_columns<SUMS / 4, 4>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
   }
   for (; n + 2 * LANES <= columns; n += 2 * LANES) {
-    product_columns<2>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
+    product_columns<SUMS / 2, 2>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
   }
   for (; n < columns; n += LANES) {
-    product_columns<1>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
+    product_columns<SUMS, 1>(a, b + n, b_stride, inner, c + n, c_stride, rows, add);
   }
 }
 
@@ -64,10 +64,12 @@ void product_along(const float* a, int64_t a_stride, const float* b, int64_t b_s
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t d = 0; d < D; ++d) {
       Vec sum = {};
+      float total;
       for (int64_t i = 0; i < queries; i += LANES) {
         sum += load(a + m * a_stride + i) * load(b + d * b_stride + i);
       }
-      c[m * D + d] += sum_of(sum);
+      store_sums<1>(&total, &sum);
+      c[m * D + d] += total;
     }
   }
 }
@@ -108,14 +110,14 @@ inline void weights(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, 
                     float* tile, int64_t stride, const Running& run, float* out) {
   const int64_t groups = h.padded_l / PAD;
   for (int64_t c = 0; c < queries; c += LANES) {
-    Vec shift = load(run.top + c), total = load(run.total + c);
+    Vec shift = load(run.top + c), before = load(run.total + c), total = {};
     if (!h.unshifted) {
       const Vec old = shift;
       for (int64_t r = 0; r < keys; ++r) shift = maximum(load(tile + r * stride + c), shift);
       store(run.top + c, shift);
       shift = maximum(shift, fill(-3e38f));  // no keys yet: -inf - shift stays -inf
       const Vec shrink = exp2_any(old - shift);
-      total *= shrink;
+      before *= shrink;
       for (int64_t d = 0; d < h.D; ++d) {
         float* at = out + d * h.padded_l + i + c;
         store(at, load(at) * shrink);
@@ -128,7 +130,7 @@ inline void weights(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, 
       if (h.keep) p = where_kept(p, h.keep + (j + r) * groups + (i + c) / PAD, (i + c) % PAD);
       store(at, p);
     }
-    store(run.total + c, total);
+    store(run.total + c, before + total);
   }
 }
 
@@ -224,4 +226,35 @@ void backward_tiled(const AttentionHead& h, const AttentionGradient& g) {
       }
     }
   }
+}
+
+inline float largest_of(Vec v) {
+  float most = 0;
+  for (int i = 0; i < LANES; ++i) most = std::max(most, v[i]);
+  return most;
+}
+
+float largest_logit(const AttentionHead& h) {
+  Vec most_q = {}, most_k = {};
+  for (int64_t i = 0; i < h.padded_l; i += LANES) {
+    Vec square = {};
+    for (int64_t d = 0; d < h.D; ++d) {
+      const Vec q = load(h.q + d * h.padded_l + i);
+      square += q * q;
+    }
+    most_q = maximum(square, most_q);
+  }
+  const int64_t step = std::max<int64_t>(h.D, LANES);  // whole rows, one or several
+  for (int64_t first = 0; first < h.S * h.D; first += step) {
+    Vec square = {};
+    for (int64_t c = 0; c < step; c += LANES) {
+      const Vec k = load(h.k + first + c);
+      square += k * k;
+    }
+    for (int64_t n = std::min<int64_t>(h.D, LANES); n > 1; n /= 2) {
+      square = add_pairs(square, square, std::make_integer_sequence<int, LANES>());
+    }
+    most_k = maximum(square, most_k);
+  }
+  return std::sqrt(largest_of(most_q)) * std::sqrt(largest_of(most_k));
 }
