@@ -38,9 +38,10 @@ inline void forward_rows(const AttentionHead& h, int64_t i, float* out, float* l
   }
   const float factor = h.head_scale * (DROP ? h.keep_factor : 1.0f);
   UNROLL for (int r = 0; r < R; ++r) {
-    const Vec norm = factor / total_all[r];
     store(lse + i + r * LANES, logarithm(total_all[r]));
-    UNROLL for (int d = 0; d < D; ++d) store(out + d * stride + i + r * LANES, o_all[r][d] * norm);
+    UNROLL for (int d = 0; d < D; ++d) {
+      store(out + d * stride + i + r * LANES, o_all[r][d] * factor / total_all[r]);
+    }
   }
 }
 
@@ -173,7 +174,8 @@ void backward_fused(const AttentionHead& h, const AttentionGradient& g) {
   float* v = dq_run + D * stride;
   const float factor = DROP ? h.keep_factor : 1.0f;
   for (int64_t i = 0; i < stride; i += LANES) {
-    const Vec w = exp2_any(load(g.lse + i) * -1.44269504f);
+    const Normaliser norm(load(g.lse + i));
+    const Vec w = exp2_any(-norm.whole) * norm.rest;
     store(delta + i, load(g.delta + i) * w);
     for (int d = 0; d < D; ++d) {
       store(dout + d * stride + i, load(g.dout + d * stride + i) * (w * factor));

@@ -160,3 +160,16 @@ inline Vec logarithm(Vec x) {
   const Vec result = exponent * 0.693145752f + small;
   return x == 0.0f ? fill(-INFINITY) : x != x ? x : result;
 }
+
+// exp(-lse) = 2^-whole * rest, without the rounding of lse * log2(e); 1 for a row without keys
+struct Normaliser {
+  Vec whole, rest;
+
+  explicit Normaliser(Vec lse) {
+    const float round = 12582912.0f;
+    lse = lse == -INFINITY ? Vec{} : lse;
+    const Vec shifted = lse * 1.44269504f + round;
+    whole = shifted - round;
+    rest = exp2_any((whole * 0.693145752f - lse + whole * 1.42860677e-6f) * 1.44269504f);
+  }
+};

@@ -153,11 +153,11 @@ void forward_tiled(const AttentionHead& h, float* out, float* lse) {
     }
     for (int64_t c = 0; c < queries; c += LANES) {
       const Vec total = load(run.total + c);
-      const Vec norm = total == 0.0f ? Vec{} : factor / total;
+      const Vec divisor = total == 0.0f ? fill(1.0f) : total;
       store(lse + i + c, load(run.top + c) * 0.693147181f + logarithm(total));
       for (int64_t d = 0; d < h.D; ++d) {
         float* at = out + d * h.padded_l + i + c;
-        store(at, load(at) * norm);
+        store(at, load(at) * factor / divisor);
       }
     }
   }
@@ -170,11 +170,11 @@ inline void weight_gradients(const AttentionHead& h, const AttentionGradient& g,
   const int64_t groups = h.padded_l / PAD;
   const float factor = h.keep ? h.keep_factor : 1.0f;
   for (int64_t c = 0; c < queries; c += LANES) {
-    const Vec lse = load(g.lse + i + c), delta = load(g.delta + i + c);
-    const Vec shift = lse == -INFINITY ? Vec{} : lse * 1.44269504f;
+    const Normaliser norm(load(g.lse + i + c));
+    const Vec delta = load(g.delta + i + c);
     for (int64_t r = 0; r < keys; ++r) {
       float *p_at = p_tile + r * stride + c, *ds_at = ds_tile + r * stride + c;
-      const Vec p = exp2_any(load(p_at) - shift);
+      const Vec p = exp2_any(load(p_at) - norm.whole) * norm.rest;
       Vec kept = p, dp = load(ds_at) * (h.head_scale * factor);
       if (h.keep) {
         const uint16_t* bits = h.keep + (j + r) * groups + (i + c) / PAD;
