@@ -97,7 +97,6 @@ class VectorHeads {
     const int64_t S = static_cast<int64_t>(index_.size());
     AttentionHead head{call_.L, S, width_, padded_l_, part(n, Q), part(n, K), part(n, V)};
     head.index = index_.data();
-    head.unshifted = attention_kernels().largest_logit(head) <= MAX_UNSHIFTED;
     head.keep_factor = static_cast<float>(call_.keep_factor);
     head.head_scale = call_.head_scale ? call_.head_scale[h + n] : 1.0f;
     if (call_.seed) {
@@ -110,6 +109,8 @@ class VectorHeads {
       head.bias = call_.bias + b * stride[0] + (h + n) * stride[1];
       head.bias_l = stride[2], head.bias_s = stride[3];
     }
+    head.all_keys = call_.S;
+    head.unshifted = attention_kernels().largest_logit(head) <= MAX_UNSHIFTED;
     return head;
   }
 

@@ -42,6 +42,7 @@ struct AttentionHead {
   float head_scale;
   const float* bias;  // null, or the bias of query i and key j at i * bias_l + index[j] * bias_s
   int64_t bias_l, bias_s;
+  int64_t all_keys;  // of the caller, with those that are masked
 };
 
 struct AttentionGradient {
@@ -66,7 +67,7 @@ struct Dropout {
 };
 
 struct AttentionKernels {
-  // no |log2 weight| exceeds it, without the bias: |q| |k|, the largest of each
+  // no finite |log2 weight| exceeds it: |q| |k| + |bias|, the largest of each
   float (*largest_logit)(const AttentionHead& head);
   // out (D, padded_l) and lse (padded_l,)
   void (*forward)(const AttentionHead& head, float* out, float* lse);

@@ -92,10 +92,20 @@ inline void logits(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, i
                    float* tile, int64_t stride) {
   product({h.k + j * h.D, h.D, 1}, h.q + i, h.padded_l, h.D, tile, stride, keys, queries, false);
   if (h.bias == nullptr) return;
-  const int64_t rows = std::min(queries, h.L - i);
-  for (int64_t r = 0; r < keys; ++r) {
-    const float* bias = h.bias + i * h.bias_l + h.index[j + r] * h.bias_s;
-    for (int64_t c = 0; c < rows; ++c) tile[r * stride + c] += bias[c * h.bias_l] * 1.44269504f;
+  for (int64_t c = 0; c < queries; c += LANES) {  // so few rows of the bias stay in the cache
+    const int64_t rows = std::min<int64_t>(LANES, h.L - i - c);
+    const float* bias = h.bias + (i + c) * h.bias_l;
+    for (int64_t r = 0; r < keys; ++r) {
+      const float* key = bias + h.index[j + r] * h.bias_s;
+      Vec column = {};
+      if (rows == LANES) {
+        UNROLL for (int x = 0; x < LANES; ++x) column[x] = key[x * h.bias_l];
+      } else {
+        for (int64_t x = 0; x < rows; ++x) column[x] = key[x * h.bias_l];
+      }
+      float* at = tile + r * stride + c;
+      store(at, load(at) + column * 1.44269504f);
+    }
   }
 }
 
@@ -105,7 +115,8 @@ struct Running {
   float* total;  // sum of the weights
 };
 
-// log2 weights -> weights times 2^-top in place; rescales what came before, out (D, queries) included
+// log2 weights -> weights times 2^-top in place; rescales what came before, also in out (D, queries)
+// if there is one
 inline void weights(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, int64_t queries,
                     float* tile, int64_t stride, const Running& run, float* out) {
   const int64_t groups = h.padded_l / PAD;
@@ -118,7 +129,7 @@ inline void weights(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, 
       shift = maximum(shift, fill(-3e38f));  // no keys yet: -inf - shift stays -inf
       const Vec shrink = exp2_any(old - shift);
       before *= shrink;
-      for (int64_t d = 0; d < h.D; ++d) {
+      for (int64_t d = 0; out != nullptr && d < h.D; ++d) {
         float* at = out + d * h.padded_l + i + c;
         store(at, load(at) * shrink);
       }
@@ -163,18 +174,43 @@ void forward_tiled(const AttentionHead& h, float* out, float* lse) {
   }
 }
 
+// A weight is 2^(its log2 - shift) * factor; arrays of padded_l. Where logits are large, lse has lost
+// what it takes to tell 2^-lse from what these very logits add up to: they are added up again.
+void normalise_rows(const AttentionHead& h, const float* lse, const Tile& tile, float* scratch,
+                    float* shift, float* factor) {
+  for (int64_t i = 0; i < h.padded_l; i += LANES) {
+    const Normaliser norm(load(lse + i));
+    store(shift + i, h.unshifted ? norm.whole : fill(-INFINITY));
+    store(factor + i, h.unshifted ? norm.rest : Vec{});
+  }
+  if (h.unshifted) return;
+  for (int64_t i = 0; i < h.padded_l; i += tile.queries) {
+    const int64_t queries = std::min(tile.queries, h.padded_l - i);
+    for (int64_t j = 0; j < h.S; j += tile.keys) {
+      const int64_t keys = std::min(tile.keys, h.S - j);
+      logits(h, j, keys, i, queries, scratch, tile.queries);
+      weights(h, j, keys, i, queries, scratch, tile.queries, {shift + i, factor + i}, nullptr);
+    }
+  }
+  for (int64_t i = 0; i < h.padded_l; i += LANES) {
+    const Vec total = load(factor + i);
+    store(factor + i, total == 0.0f ? Vec{} : 1.0f / total);
+    store(shift + i, maximum(load(shift + i), fill(-3e38f)));  // a row without keys
+  }
+}
+
 // log2 weights and gradients of kept weights -> kept weights and gradients of the logits, in place
 inline void weight_gradients(const AttentionHead& h, const AttentionGradient& g, int64_t j,
-                             int64_t keys, int64_t i, int64_t queries, float* p_tile,
-                             float* ds_tile, int64_t stride) {
+                             int64_t keys, int64_t i, int64_t queries, const float* shifts,
+                             const float* factors, float* p_tile, float* ds_tile, int64_t stride) {
   const int64_t groups = h.padded_l / PAD;
   const float factor = h.keep ? h.keep_factor : 1.0f;
   for (int64_t c = 0; c < queries; c += LANES) {
-    const Normaliser norm(load(g.lse + i + c));
+    const Vec shift = load(shifts + i + c), norm = load(factors + i + c);
     const Vec delta = load(g.delta + i + c);
     for (int64_t r = 0; r < keys; ++r) {
       float *p_at = p_tile + r * stride + c, *ds_at = ds_tile + r * stride + c;
-      const Vec p = exp2_any(load(p_at) - norm.whole) * norm.rest;
+      const Vec p = exp2_any(load(p_at) - shift) * norm;
       Vec kept = p, dp = load(ds_at) * (h.head_scale * factor);
       if (h.keep) {
         const uint16_t* bits = h.keep + (j + r) * groups + (i + c) / PAD;
@@ -190,18 +226,21 @@ inline void weight_gradients(const AttentionHead& h, const AttentionGradient& g,
 inline void add_bias_gradient(const AttentionHead& h, const AttentionGradient& g, int64_t j,
                               int64_t keys, int64_t i, int64_t queries, const float* ds,
                               int64_t stride) {
-  const int64_t rows = std::min(queries, h.L - i);
-  for (int64_t r = 0; r < keys; ++r) {
-    float* dbias = g.dbias + i * g.dbias_l + h.index[j + r] * g.dbias_s;
-    for (int64_t c = 0; c < rows; ++c) dbias[c * g.dbias_l] += ds[r * stride + c];
+  for (int64_t c = 0; c < queries; c += LANES) {
+    const int64_t end = std::min(c + LANES, h.L - i);
+    for (int64_t r = 0; r < keys; ++r) {
+      float* dbias = g.dbias + i * g.dbias_l + h.index[j + r] * g.dbias_s;
+      for (int64_t x = c; x < end; ++x) dbias[x * g.dbias_l] += ds[r * stride + x];
+    }
   }
 }
 
 void backward_tiled(const AttentionHead& h, const AttentionGradient& g) {
   const Tile tile = tile_of(h);
   const int64_t stride = tile.queries;
-  Scratch scratch(2 * TILE);
-  float *p = scratch.data(), *ds = p + TILE;
+  Scratch scratch(2 * TILE + 2 * h.padded_l);
+  float *p = scratch.data(), *ds = p + TILE, *shift = ds + TILE, *factor = shift + h.padded_l;
+  normalise_rows(h, g.lse, tile, p, shift, factor);
   std::fill(g.dq, g.dq + h.D * h.padded_l, 0.0f);
   std::fill(g.dk, g.dk + h.S * h.D, 0.0f);
   std::fill(g.dv, g.dv + h.S * h.D, 0.0f);
@@ -213,7 +252,7 @@ void backward_tiled(const AttentionHead& h, const AttentionGradient& g) {
       const int64_t queries = std::min(tile.queries, h.padded_l - i);
       logits(h, j, keys, i, queries, p, stride);
       product({v, h.D, 1}, g.dout + i, h.padded_l, h.D, ds, stride, keys, queries, false);
-      weight_gradients(h, g, j, keys, i, queries, p, ds, stride);
+      weight_gradients(h, g, j, keys, i, queries, shift, factor, p, ds, stride);
       if (g.dbias) add_bias_gradient(h, g, j, keys, i, queries, ds, stride);
       product({k, 1, h.D}, ds, stride, keys, g.dq + i, h.padded_l, h.D, queries, true);
       if (h.D <= MAX_FUSED) {
@@ -232,6 +271,26 @@ inline float largest_of(Vec v) {
   float most = 0;
   for (int i = 0; i < LANES; ++i) most = std::max(most, v[i]);
   return most;
+}
+
+// |bias| where it is not -inf, which needs no shift: its weight is 0
+float largest_bias(const AttentionHead& h) {
+  Vec most = {};
+  float rest = 0;
+  for (int64_t i = 0; i < (h.bias_l == 0 ? 1 : h.L); ++i) {
+    const float* row = h.bias + i * h.bias_l;
+    const int64_t columns = h.bias_s == 0 ? 1 : h.all_keys;
+    int64_t j = 0;
+    for (; h.bias_s == 1 && j + LANES <= columns; j += LANES) {
+      const Vec b = load(row + j), size = b < 0.0f ? -b : b;
+      most = maximum(b == -INFINITY ? Vec{} : size, most);
+    }
+    for (; j < columns; ++j) {
+      const float b = row[j * h.bias_s];
+      if (b != -INFINITY) rest = std::max(rest, std::fabs(b));
+    }
+  }
+  return std::max(rest, largest_of(most));
 }
 
 float largest_logit(const AttentionHead& h) {
@@ -256,5 +315,6 @@ float largest_logit(const AttentionHead& h) {
     }
     most_k = maximum(square, most_k);
   }
-  return std::sqrt(largest_of(most_q)) * std::sqrt(largest_of(most_k));
+  const float product = std::sqrt(largest_of(most_q)) * std::sqrt(largest_of(most_k));
+  return h.bias == nullptr ? product : product + largest_bias(h) * 1.44269504f;
 }
