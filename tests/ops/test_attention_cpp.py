@@ -90,7 +90,7 @@ def test_large_logits(D, options):
 
 @pytest.mark.parametrize("D", [2, 16])
 def test_large_bias(D):
-    """A bias that is large all over, as an additive mask of finite numbers makes it in some rows."""
+    """Whole rows of the bias are large, as additive masks of finite numbers have them."""
     tensors, options = make_inputs((2, 3, 40, 90, D), torch.float32, bias=(3, 40, 90))
     options["bias"][:, ::3] -= 30000.0
     options["bias"][:, 1::3] += 300.0
@@ -313,7 +313,9 @@ def test_lesser_instruction_sets(capability, tmp_path):
     for D in (1, 2, 4, 8, 13, 32):
         for options in ({}, {"masked": True, "dropout_p": 0.3, "head_scale": True}):
             cases.append(make_inputs((2, 2, 37, 41, D), torch.float32, **options))
-    cases.append(make_inputs((2, 2, 65, 70, 3), torch.float32, **EVERYTHING | {"bias": (2, 65, 70)}))
+    cases.append(
+        make_inputs((2, 2, 65, 70, 3), torch.float32, **EVERYTHING | {"bias": (2, 65, 70)})
+    )
     torch.save(cases, tmp_path / "cases.pt")
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[3]); from attention_cases import run;"
@@ -459,5 +461,5 @@ def slowdown(shape, gradient):
      (2, 4, 256, 256, 64), (2, 2, 256, 256, 128)],
 )  # fmt: skip
 def test_default_is_not_slower_than_the_best(shape, gradient):
-    """Within 10 %; other work on the machine may spoil a measurement, so the best of three counts."""
+    """Within 10 %; other work on the machine may spoil a measurement: the best of three counts."""
     assert min(slowdown(shape, gradient) for _ in range(3)) < 1.1

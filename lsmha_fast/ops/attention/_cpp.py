@@ -24,7 +24,7 @@ def attention_backward(
     do: Tensor, a: Inputs, o: Tensor, lse: Tensor, bias_grad: bool, dq, dk, dv
 ) -> tuple[Tensor, Tensor]:
     """Write dq, dk and dv in place; return dbias and dhead_scale (empty where not asked for)."""
-    B, H, L, S = *a.q.shape[:3], a.k.shape[2]
+    B, H = a.q.shape[:2]
     empty, acc = a.q.new_empty(0), _accumulator(a.q)
     dhead_scale = None if a.head_scale is None else a.q.new_empty(B, H, dtype=acc)
     dbias = None

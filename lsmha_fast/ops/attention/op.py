@@ -64,7 +64,7 @@ WEIGHTS_CHECKS: dict[str, Check] = {"reference": always}
 
 
 def _cpp_max_head_dim() -> int:
-    # an instruction set that is not in the table, of another processor: the kernels are portable there
+    # what is not in the table belongs to other processors, where the kernels are the portable ones
     capability = torch.backends.cpu.get_cpu_capability()
     return CPP_MAX_HEAD_DIM.get(capability, CPP_MAX_HEAD_DIM["DEFAULT"])
 
