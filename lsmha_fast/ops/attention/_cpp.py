@@ -28,16 +28,17 @@ def attention_backward(
     empty, acc = a.q.new_empty(0), _accumulator(a.q)
     dhead_scale = None if a.head_scale is None else a.q.new_empty(B, H, dtype=acc)
     dbias = None
-    if bias_grad:
+    if bias_grad and a.bias is not None:
         terms = B * H // (a.bias.shape[0] * a.bias.shape[1])
         dbias = a.q.new_zeros(min(terms, BIAS_PARTS), *a.bias.shape, dtype=acc)
     torch.ops.lsmha_fast_C.attention_backward(
         _readable(do), *_arguments(a), _readable(o), lse, dq, dk, dv, dbias, dhead_scale
     )
-    return (
-        empty if dbias is None else dbias.sum(0).to(a.bias.dtype),
-        empty if dhead_scale is None else dhead_scale.sum(0).to(a.head_scale.dtype),
-    )
+    return _sum_of_parts(dbias, a.bias, empty), _sum_of_parts(dhead_scale, a.head_scale, empty)
+
+
+def _sum_of_parts(parts: Tensor | None, like: Tensor | None, empty: Tensor) -> Tensor:
+    return empty if parts is None or like is None else parts.sum(0).to(like.dtype)
 
 
 def _arguments(a: Inputs) -> tuple:
