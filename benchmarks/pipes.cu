@@ -1,6 +1,6 @@
 // Issue rates of the instructions that the attention kernels are made of, alone and mixed.
 //
-//   nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -o pipes benchmarks/pipes.cu && ./pipes
+//   nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -o pipes benchmarks/pipes.cu; ./pipes
 //
 // Prints JSON: warp instructions per clock and scheduler (an SM has four), and the clock in MHz.
 // 16 warps on every SM repeat a step; each instruction of a step has registers of its own, so only
@@ -44,7 +44,8 @@ OP(Hfma2, "fma.rn.f16x2 %0, %0, %1, %1;" : ONE : IN)
 OP(Movmatrix, "movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : ONE)
 OP(Shfl, "shfl.sync.bfly.b32 %0, %0, 1, 31, 0xffffffff;" : ONE)
 
-OP(ImadWide, "mad.wide.u32 %0, %1, %2, %0;" : "+l"(sum[c]) : "r"(key[c][0]), IN)
+OP(ImadWide, "{.reg .b32 lo, hi; mov.b64 {lo, hi}, %0; mad.wide.u32 %0, lo, %1, %0;}"
+   : "+l"(sum[c]) : IN)
 
 #define ALL "=r"(r[c][0]), "=r"(r[c][1]), "=r"(r[c][2]), "=r"(r[c][3])
 OP(Ldmatrix, "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
