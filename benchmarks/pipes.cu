@@ -44,7 +44,7 @@ OP(Hfma2, "fma.rn.f16x2 %0, %0, %1, %1;" : ONE : IN)
 OP(Movmatrix, "movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : ONE)
 OP(Shfl, "shfl.sync.bfly.b32 %0, %0, 1, 31, 0xffffffff;" : ONE)
 
-OP(ImadWide, "{.reg .b32 lo, hi; mov.b64 {lo, hi}, %0; mad.wide.u32 %0, hi, %1, %0;}"
+OP(ImadWide, "{.reg .b32 lo, hi; mov.b64 {lo, hi}, %0; mul.wide.u32 %0, hi, %1;}"
    : "+l"(sum[c]) : IN)
 
 #define ALL "=r"(r[c][0]), "=r"(r[c][1]), "=r"(r[c][2]), "=r"(r[c][3])
