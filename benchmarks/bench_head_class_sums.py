@@ -64,6 +64,7 @@ METHODS = {
     "reference": lambda: ours("reference"),
     "cpp": lambda: ours("cpp"),
     "triton": lambda: ours("triton"),
+    "ours": lambda: ours(None),
 }
 MARKS = {
     "cpp": pytest.mark.skipif(

@@ -27,6 +27,7 @@ METHODS = {
     "reference": lambda: lambda x, w: seq_pool(x, w, backend="reference"),
     "cpp": lambda: lambda x, w: seq_pool(x, w, backend="cpp"),
     "triton": lambda: lambda x, w: seq_pool(x, w, backend="triton"),
+    "ours": lambda: seq_pool,
 }
 MARKS = {
     "cpp": pytest.mark.skipif(

@@ -42,6 +42,9 @@ stage info 30 python3 -m lsmha_fast.info
 workers=$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null)
 stage tests 160 python3 -m pytest tests -m gpu -q --maxfail=10 $workers
 bench attention 140
+stage pipes 40 bash -c 'nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a \
+    -o "$0/pipes.bin" benchmarks/pipes.cu && "$0/pipes.bin" >"$0/pipes.json"; rc=$?
+    rm -f "$0/pipes.bin"; exit $rc' "$out"
 bench head_class_sums 40
 bench conv_stem 50
 bench seq_pool 40

@@ -32,10 +32,11 @@ def test_lengths(L, S, dtype, device):
     check((1, 2, L, S, 4), dtype, device)
 
 
-@pytest.mark.parametrize("bias", [(2, 65, 70), (2, 1, 1, 70), (65, 70), (2, 2, 1, 70)])
+@pytest.mark.parametrize("bias", [(6, 65, 70), (2, 1, 1, 70), (65, 70), (2, 6, 1, 70)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_options_together(dtype, bias, device):
-    check((2, 2, 65, 70, 3), dtype, device, masked=True, bias=bias, head_scale=True, dropout_p=0.2)
+    # with few heads the largest error of the reference's head_scale gradient can be small by luck
+    check((2, 6, 65, 70, 3), dtype, device, masked=True, bias=bias, head_scale=True, dropout_p=0.2)
 
 
 @pytest.mark.parametrize("bias", [(2, 65, 1), (1,)])
