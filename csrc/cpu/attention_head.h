@@ -5,6 +5,7 @@
 #include "attention_call.h"
 
 #include <numeric>
+#include <type_traits>
 
 // Up to `group` neighbouring heads at once, because narrow heads share cache lines; kept by a thread
 // from group to group.
@@ -122,32 +123,50 @@ class VectorHeads {
         std::fill(first + n * size_, first + n * size_ + queries_, 0.0f);
       }
     }
-    for_blocks(count, [=](int64_t n, int64_t d, int64_t i, int64_t end) {
-      const T* from = x.head(b, h + n) + d;
-      float* to = first + n * size_ + d * padded_l_;
+    for_blocks(x, count, [=, this](int64_t c, int64_t i) {
+      float* to[PAD];
+      for (int64_t r = 0; r < PAD; ++r) to[r] = row_of(which, c + r) + i;
+      const auto* from = reinterpret_cast<const float*>(x.head(b, h) + i * x.stride_n + c);
+      attention_kernels().gather_block(from, x.stride_n, to, factor);
+    }, [=, this](int64_t c, int64_t i, int64_t end) {
+      const T* from = x.head(b, h + c / call_.D) + c % call_.D;
+      float* to = row_of(which, c);
       for (; i < end; ++i) to[i] = to_acc(from[i * x.stride_n]) * factor;
     });
   }
 
   void store_queries(Part which, float factor, const HeadsOf<T>& x, int64_t b, int64_t h,
                      int64_t count) {
-    const float* first = part(0, which);
-    for_blocks(count, [=](int64_t n, int64_t d, int64_t i, int64_t end) {
-      const float* from = first + n * size_ + d * padded_l_;
-      T* to = x.head(b, h + n) + d;
+    for_blocks(x, count, [=, this](int64_t c, int64_t i) {
+      const float* from[PAD];
+      for (int64_t r = 0; r < PAD; ++r) from[r] = row_of(which, c + r) + i;
+      auto* to = reinterpret_cast<float*>(x.head(b, h) + i * x.stride_n + c);
+      attention_kernels().scatter_block(from, to, x.stride_n, factor);
+    }, [=, this](int64_t c, int64_t i, int64_t end) {
+      const float* from = row_of(which, c);
+      T* to = x.head(b, h + c / call_.D) + c % call_.D;
       for (; i < end; ++i) assign(to[i * x.stride_n], from[i] * factor);
     });
   }
 
-  // f(head, channel, first query, end) in an order that keeps a cache line of the caller's tensor
-  // until all of it is used
-  template <class F>
-  void for_blocks(int64_t count, const F& f) const {
+  // transposed queries of channel c, counted over all heads
+  float* row_of(Part which, int64_t c) {
+    return part(c / call_.D, which) + c % call_.D * padded_l_;
+  }
+
+  // Calls block(c, i) for PAD channels and PAD queries where those channels lie side by side as
+  // floats, and single(c, i, end) for what remains; channels are counted over all heads. In this
+  // order a cache line of the caller's tensor is used up while it is there.
+  template <class X, class Block, class Single>
+  void for_blocks(const HeadsOf<X>& x, int64_t count, const Block& block,
+                  const Single& single) const {
+    const int64_t channels = count * call_.D;
+    const bool dense = std::is_same_v<T, float> && (count == 1 || x.stride_h == call_.D);
     for (int64_t i = 0; i < call_.L; i += PAD) {
       const int64_t end = std::min(call_.L, i + PAD);
-      for (int64_t n = 0; n < count; ++n) {
-        for (int64_t d = 0; d < call_.D; ++d) f(n, d, i, end);
-      }
+      int64_t c = 0;
+      for (; dense && end == i + PAD && c + PAD <= channels; c += PAD) block(c, i);
+      for (; c < channels; ++c) single(c, i, end);
     }
   }
 
@@ -191,7 +210,13 @@ class VectorHeads {
     for (; j < end; ++j) {
       const T* from = x + index_[j] * stride;
       float* row = to + j * width;
-      for (int64_t d = 0; d < D; ++d) row[d] = to_acc(from[d]);
+      if constexpr (WIDTH > 0) {  // all are read before one is written, so it is one move
+        float values[WIDTH];
+        for (int64_t d = 0; d < WIDTH; ++d) values[d] = to_acc(from[d]);
+        std::memcpy(row, values, sizeof values);
+      } else {
+        for (int64_t d = 0; d < D; ++d) row[d] = to_acc(from[d]);
+      }
       if (WIDTH == 0) std::fill(row + D, row + width, 0.0f);
     }
   }

@@ -68,6 +68,7 @@ constexpr int LANES = 4;
 #include "attention_philox.inl"
 #include "attention_fused.inl"
 #include "attention_tile.inl"
+#include "attention_transpose.inl"
 LSMHA_ENTRY(1, 1, 1, 1, 1, 1)
 }  // namespace portable
 
@@ -81,6 +82,7 @@ constexpr int LANES = 8;
 #include "attention_philox.inl"
 #include "attention_fused.inl"
 #include "attention_tile.inl"
+#include "attention_transpose.inl"
 #undef LSMHA_AVX2
 LSMHA_ENTRY(2, 1, 1, 1, 2, 1)
 }  // namespace avx2
@@ -95,6 +97,7 @@ constexpr int LANES = 16;
 #include "attention_philox.inl"
 #include "attention_fused.inl"
 #include "attention_tile.inl"
+#include "attention_transpose.inl"
 #undef LSMHA_AVX512
 LSMHA_ENTRY(4, 1, 1, 1, 4, 2)
 }  // namespace avx512
@@ -111,13 +114,16 @@ AttentionKernels choose() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx512 && most != "avx2" && most != "default") {
-    return {avx512::largest_logit, avx512::forward, avx512::backward, avx512::keep_bits};
+    return {avx512::largest_logit, avx512::forward, avx512::backward,
+            avx512::keep_bits, avx512::gather_block, avx512::scatter_block};
   }
   if (has_avx2 && most != "default") {
-    return {avx2::largest_logit, avx2::forward, avx2::backward, avx2::keep_bits};
+    return {avx2::largest_logit, avx2::forward, avx2::backward,
+            avx2::keep_bits, avx2::gather_block, avx2::scatter_block};
   }
 #endif
-  return {portable::largest_logit, portable::forward, portable::backward, portable::keep_bits};
+  return {portable::largest_logit, portable::forward, portable::backward,
+          portable::keep_bits, portable::gather_block, portable::scatter_block};
 }
 
 }  // namespace

@@ -75,6 +75,9 @@ struct AttentionKernels {
   // fills keep (S, padded_l / PAD) for the keys index (S,), ascending
   void (*keep_bits)(const Dropout& dropout, const int64_t* index, int64_t S, int64_t padded_l,
                     uint16_t* keep);
+  // PAD rows of PAD channels, stride apart, times factor: to[c][i], and from there back
+  void (*gather_block)(const float* from, int64_t stride, float* const* to, float factor);
+  void (*scatter_block)(const float* const* from, float* to, int64_t stride, float factor);
 };
 
 const AttentionKernels& attention_kernels();
