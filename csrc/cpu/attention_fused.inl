@@ -60,55 +60,11 @@ struct Normalised {
   const float* v;  // values times the head's scale
 };
 
-// R keys from j on, all queries: their sums stay in registers, those of the queries in dq_run
-template <int D, int R, bool DROP>
-inline void backward_keys(const AttentionHead& h, const AttentionGradient& g, const Normalised& n,
-                          int64_t j, float* dq_run) {
-  const Exp2 exp2;
-  const int64_t stride = h.padded_l, groups = h.padded_l / PAD;
-  const float *k = h.k + j * D, *v = n.v + j * D;
-  Vec dk[R][D], dv[R][D];
-  UNROLL for (int r = 0; r < R; ++r) {
-    UNROLL for (int d = 0; d < D; ++d) dk[r][d] = dv[r][d] = Vec{};
-  }
-  for (int64_t i = 0; i < h.padded_l; i += LANES) {
-    const Vec delta = load(n.delta + i);
-    Vec q[D], dout[D], dq[D];
-    UNROLL for (int d = 0; d < D; ++d) {
-      q[d] = load(h.q + d * stride + i);
-      dout[d] = load(n.dout + d * stride + i);
-      dq[d] = load(dq_run + d * stride + i);
-    }
-    UNROLL for (int r = 0; r < R; ++r) {
-      Vec s = q[0] * k[r * D];
-      UNROLL for (int d = 1; d < D; ++d) s += q[d] * k[r * D + d];
-      const Vec p = exp2(s);
-      Vec kept = p, dp = DROP ? Vec{} : -delta;
-      UNROLL for (int d = 0; d < D; ++d) dp += dout[d] * v[r * D + d];
-      if (DROP) {
-        const uint16_t* bits = h.keep + (j + r) * groups + i / PAD;
-        kept = where_kept(p, bits, i % PAD);
-        dp = where_kept(dp, bits, i % PAD) - delta;
-      }
-      const Vec ds = p * dp;
-      UNROLL for (int d = 0; d < D; ++d) {
-        dv[r][d] += kept * dout[d];
-        dk[r][d] += ds * q[d];
-        dq[d] += ds * k[r * D + d];
-      }
-    }
-    UNROLL for (int d = 0; d < D; ++d) store(dq_run + d * stride + i, dq[d]);
-  }
-  store_sums<R * D>(g.dk + j * D, &dk[0][0]);
-  store_sums<R * D>(g.dv + j * D, &dv[0][0]);
-}
-
 // The queries i.. of one vector, keys first.. to last: the sums of the queries stay in registers, those
 // of the keys in memory, one vector per channel
 template <int D, bool DROP>
-inline void backward_queries(const AttentionHead& h, const AttentionGradient& g,
-                             const Normalised& n, int64_t i, int64_t first, int64_t last,
-                             float* sums) {
+inline void backward_rows(const AttentionHead& h, const AttentionGradient& g, const Normalised& n,
+                          int64_t i, int64_t first, int64_t last, float* sums) {
   const Exp2 exp2;
   const int64_t stride = h.padded_l, groups = h.padded_l / PAD;
   Vec q[D], dout[D], dq[D] = {};
@@ -144,34 +100,13 @@ inline void backward_queries(const AttentionHead& h, const AttentionGradient& g,
 }
 
 template <int D, bool DROP>
-void backward_by_queries(const AttentionHead& h, const AttentionGradient& g, const Normalised& n) {
-  // half of a first-level cache
-  constexpr int64_t KEYS = 16 * 1024 / (2 * D * LANES * 4);
-  Scratch scratch(KEYS * 2 * D * LANES);
-  float* sums = scratch.data();
-  for (int64_t first = 0; first < h.S; first += KEYS) {
-    const int64_t last = std::min(h.S, first + KEYS);
-    std::fill(sums, sums + KEYS * 2 * D * LANES, 0.0f);
-    for (int64_t i = 0; i < h.padded_l; i += LANES) {
-      backward_queries<D, DROP>(h, g, n, i, first, last, sums);
-    }
-    for (int64_t j = first; j < last; ++j) {
-      Vec sum[2 * D];
-      float row[2 * D];
-      for (int c = 0; c < 2 * D; ++c) sum[c] = load(sums + ((j - first) * 2 * D + c) * LANES);
-      store_sums<2 * D>(row, sum);
-      std::copy(row, row + D, g.dk + j * D);
-      std::copy(row + D, row + 2 * D, g.dv + j * D);
-    }
-  }
-}
-
-template <int D, int R, bool DROP>
 void backward_fused(const AttentionHead& h, const AttentionGradient& g) {
+  // sums of so many keys fill half of a first-level cache
+  constexpr int64_t KEYS = 16 * 1024 / (2 * D * LANES * 4);
   const int64_t stride = h.padded_l;
-  Scratch scratch((2 * D + 1) * stride + h.S * D);
-  float *dout = scratch.data(), *delta = dout + D * stride, *dq_run = delta + stride;
-  float* v = dq_run + D * stride;
+  Scratch scratch(KEYS * 2 * D * LANES + (D + 1) * stride + h.S * D);
+  float *sums = scratch.data(), *dout = sums + KEYS * 2 * D * LANES, *delta = dout + D * stride;
+  float* v = delta + stride;
   const float factor = DROP ? h.keep_factor : 1.0f;
   for (int64_t i = 0; i < stride; i += LANES) {
     const Normaliser norm(load(g.lse + i));
@@ -183,15 +118,19 @@ void backward_fused(const AttentionHead& h, const AttentionGradient& g) {
   }
   for (int64_t c = 0; c < h.S * D; ++c) v[c] = h.v[c] * h.head_scale;
   std::fill(g.dq, g.dq + D * stride, 0.0f);
-  if constexpr (D > 4) return backward_by_queries<D, DROP>(h, g, {dout, delta, v});
-  for (int64_t first = 0; first < h.S; first += RUN) {
-    const int64_t last = std::min(h.S, first + RUN);
-    std::fill(dq_run, dq_run + D * stride, 0.0f);
-    int64_t j = first;
-    for (; j + R <= last; j += R) backward_keys<D, R, DROP>(h, g, {dout, delta, v}, j, dq_run);
-    for (; j < last; ++j) backward_keys<D, 1, DROP>(h, g, {dout, delta, v}, j, dq_run);
-    for (int64_t c = 0; c < D * stride; c += LANES) {
-      store(g.dq + c, load(g.dq + c) + load(dq_run + c));
+  for (int64_t first = 0; first < h.S; first += KEYS) {
+    const int64_t last = std::min(h.S, first + KEYS);
+    std::fill(sums, sums + KEYS * 2 * D * LANES, 0.0f);
+    for (int64_t i = 0; i < stride; i += LANES) {
+      backward_rows<D, DROP>(h, g, {dout, delta, v}, i, first, last, sums);
+    }
+    for (int64_t j = first; j < last; ++j) {
+      Vec sum[2 * D];
+      float row[2 * D];
+      for (int c = 0; c < 2 * D; ++c) sum[c] = load(sums + ((j - first) * 2 * D + c) * LANES);
+      store_sums<2 * D>(row, sum);
+      std::copy(row, row + D, g.dk + j * D);
+      std::copy(row + D, row + 2 * D, g.dv + j * D);
     }
   }
 }

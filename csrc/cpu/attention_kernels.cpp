@@ -32,34 +32,34 @@ struct Exp2Table {
 
 const Exp2Table exp2_table;
 
-// the last part of every instruction set: which kernel takes a head. R is how many vectors of
-// queries (forward) or keys (backward) share what is loaded, as far as the registers reach
+// the last part of every instruction set: which kernel takes a head. R: how many vectors of queries
+// share what is loaded, as timed
 #define LSMHA_FORWARD(D, R) \
   return h.keep ? forward_fused<D, R, true>(h, out, lse) : forward_fused<D, R, false>(h, out, lse)
-#define LSMHA_BACKWARD(D, R) \
-  return h.keep ? backward_fused<D, R, true>(h, g) : backward_fused<D, R, false>(h, g)
-#define LSMHA_ENTRY(F1, F2, F4, F8, B1, B2)                                \
-  void forward(const AttentionHead& h, float* out, float* lse) {           \
-    if (h.unshifted && h.bias == nullptr && h.S > 0) {                     \
-      switch (h.D) {                                                       \
-        case 1: LSMHA_FORWARD(1, F1);                                      \
-        case 2: LSMHA_FORWARD(2, F2);                                      \
-        case 4: LSMHA_FORWARD(4, F4);                                      \
-        case 8: LSMHA_FORWARD(8, F8);                                      \
-      }                                                                    \
-    }                                                                      \
-    forward_tiled(h, out, lse);                                            \
-  }                                                                        \
-  void backward(const AttentionHead& h, const AttentionGradient& g) {      \
-    if (h.unshifted && h.bias == nullptr && h.S > 0) {                     \
-      switch (h.D) {                                                       \
-        case 1: LSMHA_BACKWARD(1, B1);                                     \
-        case 2: LSMHA_BACKWARD(2, B2);                                     \
-        case 4: LSMHA_BACKWARD(4, 1);                                      \
-        case 8: LSMHA_BACKWARD(8, 1);                                      \
-      }                                                                    \
-    }                                                                      \
-    backward_tiled(h, g);                                                  \
+#define LSMHA_BACKWARD(D) \
+  return h.keep ? backward_fused<D, true>(h, g) : backward_fused<D, false>(h, g)
+#define LSMHA_ENTRY(R)                                                \
+  void forward(const AttentionHead& h, float* out, float* lse) {      \
+    if (h.unshifted && h.bias == nullptr && h.S > 0) {                \
+      switch (h.D) {                                                  \
+        case 1: LSMHA_FORWARD(1, R);                                  \
+        case 2: LSMHA_FORWARD(2, 1);                                  \
+        case 4: LSMHA_FORWARD(4, 1);                                  \
+        case 8: LSMHA_FORWARD(8, 1);                                  \
+      }                                                               \
+    }                                                                 \
+    forward_tiled(h, out, lse);                                       \
+  }                                                                   \
+  void backward(const AttentionHead& h, const AttentionGradient& g) { \
+    if (h.unshifted && h.bias == nullptr && h.S > 0) {                \
+      switch (h.D) {                                                  \
+        case 1: LSMHA_BACKWARD(1);                                    \
+        case 2: LSMHA_BACKWARD(2);                                    \
+        case 4: LSMHA_BACKWARD(4);                                    \
+        case 8: LSMHA_BACKWARD(8);                                    \
+      }                                                               \
+    }                                                                 \
+    backward_tiled(h, g);                                             \
   }
 
 namespace portable {
@@ -69,7 +69,7 @@ constexpr int LANES = 4;
 #include "attention_fused.inl"
 #include "attention_tile.inl"
 #include "attention_transpose.inl"
-LSMHA_ENTRY(1, 1, 1, 1, 1, 1)
+LSMHA_ENTRY(1)
 }  // namespace portable
 
 #ifdef __x86_64__
@@ -84,7 +84,7 @@ constexpr int LANES = 8;
 #include "attention_tile.inl"
 #include "attention_transpose.inl"
 #undef LSMHA_AVX2
-LSMHA_ENTRY(2, 1, 1, 1, 2, 1)
+LSMHA_ENTRY(2)
 }  // namespace avx2
 #pragma GCC pop_options
 
@@ -99,7 +99,7 @@ constexpr int LANES = 16;
 #include "attention_tile.inl"
 #include "attention_transpose.inl"
 #undef LSMHA_AVX512
-LSMHA_ENTRY(4, 1, 1, 1, 4, 2)
+LSMHA_ENTRY(4)
 }  // namespace avx512
 #pragma GCC pop_options
 #endif

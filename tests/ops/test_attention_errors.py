@@ -26,7 +26,7 @@ def test_default_backend_never_interprets(monkeypatch):
 def test_default_backend_with_native_kernels():
     q = torch.randn(1, 2, 3, 4)
     bias = torch.zeros(1, 2, 3, 3, requires_grad=True)
-    wide = torch.randn(1, 2, 3, 128)
+    wide = torch.randn(1, 2, 3, 256)
     assert default_backend(q) == "cpp"
     assert default_backend(q, bias, 0.1) == "cpp"
     assert default_backend(wide) == "sdpa"

@@ -16,10 +16,10 @@ TRITON_MAX_HEAD_DIM = 64
 # FlashAttention-2 computes 32 channels whatever the head dim is; below, the Triton kernel's 16 win
 SDPA_MIN_HEAD_DIM = 32
 # Widest head that the native CPU kernels take by default, by PyTorch's name of the instruction set.
-# Measured at N = 256 against PyTorch's kernel, one thread, forward: with AVX-512 9 times as fast at
-# D = 2, 1.3 at 32 and 1.1 at 64, where both spend their time in equally good matrix products; with
+# Measured at N = 256 against PyTorch's kernel, one thread, forward: with AVX-512 8 times as fast at
+# D = 2, 1.2 at 32 and 1.1 at 128, where both spend their time in equally good matrix products; with
 # AVX2 1.1 at 16 and 0.9 at 32; without either 1.3 (with the gradient) at 16 and 0.9 at 32.
-CPP_MAX_HEAD_DIM = {"AVX512": 64, "AVX2": 16, "DEFAULT": 16}
+CPP_MAX_HEAD_DIM = {"AVX512": 128, "AVX2": 16, "DEFAULT": 16}
 
 
 def _sdpa_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
