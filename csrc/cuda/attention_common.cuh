@@ -21,20 +21,30 @@ struct Philox {
   uint32_t key[2];
   uint32_t head;  // b H + h
 
+  // words[row][column] of the calls call + column of the queries query + 8 row; the four go through
+  // each round together, which shares the round's keys and the first products
   __device__ __forceinline__ void operator()(uint32_t call, uint32_t query,
-                                             uint32_t (&words)[4]) const {
-    uint32_t c0 = call, c1 = query, c2 = head, c3 = 0, k0 = key[0], k1 = key[1];
+                                             uint32_t (&words)[2][2][4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t(&c)[4] = words[i / 2][i % 2];
+      c[0] = call + i % 2, c[1] = query + i / 2 * 8, c[2] = head, c[3] = 0;
+    }
+    uint32_t k0 = key[0], k1 = key[1];
 #pragma unroll
     for (int round = 0; round < 7; ++round) {
-      const uint64_t a = uint64_t(c0) * 0xD2511F53u, b = uint64_t(c2) * 0xCD9E8D57u;
-      c0 = uint32_t(b >> 32) ^ c1 ^ k0;
-      c1 = uint32_t(b);
-      c2 = uint32_t(a >> 32) ^ c3 ^ k1;
-      c3 = uint32_t(a);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t(&c)[4] = words[i / 2][i % 2];
+        const uint64_t a = uint64_t(c[0]) * 0xD2511F53u, b = uint64_t(c[2]) * 0xCD9E8D57u;
+        c[0] = uint32_t(b >> 32) ^ c[1] ^ k0;
+        c[1] = uint32_t(b);
+        c[2] = uint32_t(a >> 32) ^ c[3] ^ k1;
+        c[3] = uint32_t(a);
+      }
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
   }
 };
 

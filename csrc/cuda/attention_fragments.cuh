@@ -1,0 +1,298 @@
+// Keys and values of a few heads in shared memory, in the order in which tensor-core operands are
+// read, and the products with them.
+//
+// A group is 32 keys, four blocks m of 8. Lane (g = lane / 4, t = lane % 4) reads as vectors of four
+// words:
+//   keys    key 8m + g, kKeyWords words: its channels, times the logits' factor, as high and low
+//           part in the operand's type, so that the factor costs no accuracy
+//   values  keys 8m + 2t and 8m + 2t + 1 of channel g, kValueWords words. Row D of the values holds
+//           ones: a product with it sums the weights
+// Keys that take no part (padding, key_mask) have values and ones of zero. Their key is a copy of
+// one that does, so that they leave the largest score alone.
+
+#pragma once
+
+#include <type_traits>
+
+#include "attention_common.cuh"
+
+namespace attention {
+
+constexpr int kGroup = 32;  // keys
+
+template <class T>
+constexpr bool kSingle = sizeof(T) == 4;
+
+// kD: channels a row of operands has room for: 4, 8 or 16
+template <class T, int kD>
+struct Layout {
+  static constexpr int kKeyWords = kSingle<T> ? kD / 2 : kD / 4;  // of one lane, for 8 keys
+  static constexpr int kValueWords = kSingle<T> ? 4 : 1;
+  static constexpr int kKeyGroup = kKeyWords * 4 * 32;  // words of a group
+  __host__ __device__ static constexpr int value_group(int D) { return kValueWords * (D + 1) * 16; }
+  __host__ __device__ static constexpr int head_words(int D, int groups) {
+    return groups * (kKeyGroup + value_group(D));
+  }
+};
+
+struct HeadMemory {
+  dev::Shared<uint32_t> words;
+  uint32_t keys, values;  // first word
+};
+
+// ---- rows in global memory ----
+
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16) Vector {
+  T x[kCount];
+};
+
+template <class T, int kD>
+__device__ __forceinline__ void load_row(T (&x)[kD], const T* row, int D, bool vector) {
+  if (vector) {
+    const auto whole = *reinterpret_cast<const Vector<T, kD>*>(row);
+#pragma unroll
+    for (int c = 0; c < kD; ++c) x[c] = whole.x[c];
+  } else {
+#pragma unroll
+    for (int c = 0; c < kD; ++c) x[c] = c < D ? row[c] : T{};
+  }
+}
+
+// ---- splitting a number into two of the operand's type ----
+
+// words of two neighbouring channels (of one for fp32)
+template <class T>
+__device__ __forceinline__ void split_pair(uint32_t& high, uint32_t& low, float a, float b) {
+  if constexpr (std::is_same_v<T, dev::Fp16>) {
+    // the factor may carry a large value past fp16's range: then the low part takes the rest
+    constexpr float kLargest = 65504.f;
+    high = dev::pack<T>(fminf(fmaxf(a, -kLargest), kLargest), fminf(fmaxf(b, -kLargest), kLargest));
+  } else {
+    high = dev::pack<T>(a, b);
+  }
+  low = dev::pack<T>(a - dev::unpack_lo<T>(high), b - dev::unpack_hi<T>(high));
+}
+
+__device__ __forceinline__ void split_single(uint32_t& high, uint32_t& low, float a) {
+  high = dev::to_tf32(a);
+  low = dev::to_tf32(a - dev::bits_float(high));
+}
+
+// ---- writing ----
+
+template <class T, int kD>
+__device__ __forceinline__ void store_key(const HeadMemory& head, int key, const T (&x)[kD],
+                                          float factor) {
+  using Lay = Layout<T, kD>;
+  const int m = key % kGroup / 8, g = key % 8;
+  const uint32_t base = head.keys + key / kGroup * Lay::kKeyGroup + g * 16;
+  const auto put = [&](int t, int i, uint32_t word) {
+    const int w = m * Lay::kKeyWords + i;
+    head.words[base + w / 4 * 128 + t * 4 + w % 4] = word;
+  };
+#pragma unroll
+  for (int c = 0; c < kD; c += kSingle<T> ? 1 : 2) {
+    uint32_t high, low;
+    if constexpr (kSingle<T>) {
+      split_single(high, low, factor * x[c]);
+      const int part = kD == 4 ? 1 : 2, i = c / 8 * 4 + c % 8 / 4;
+      put(c % 4, i, high);
+      put(c % 4, i + part, low);
+    } else {
+      split_pair<T>(high, low, factor * dev::to_float(x[c]), factor * dev::to_float(x[c + 1]));
+      if constexpr (kD == 4) {
+        put(c / 2, 0, high);
+        put(c / 2 + 2, 0, low);
+      } else {
+        put(c % 8 / 2, c / 8, high);
+        put(c % 8 / 2, c / 8 + kD / 8, low);
+      }
+    }
+  }
+}
+
+// values of channel `row` at the keys `key` (even) and key + 1
+template <class T, int kD>
+__device__ __forceinline__ void store_values(const HeadMemory& head, int D, int key, int row, T a,
+                                             T b) {
+  using Lay = Layout<T, kD>;
+  const int w = key % kGroup / 8 * Lay::kValueWords, t = key % 8 / 2;
+  const uint32_t place = head.values + key / kGroup * Lay::value_group(D) +
+                         (w / 4 * (D + 1) + row) * 16 + t * 4 + w % 4;
+  if constexpr (kSingle<T>) {
+    uint4 words;
+    split_single(words.x, words.z, a);
+    split_single(words.y, words.w, b);
+    dev::store_shared(head.words, place, words);
+  } else {
+    head.words[place] = a.bits | uint32_t(b.bits) << 16;
+  }
+}
+
+// ---- reading ----
+
+template <int kCount>
+__device__ __forceinline__ void load_words(uint32_t (&to)[kCount], const HeadMemory& head,
+                                           uint32_t from, int stride) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    const uint4 words = dev::load_shared<uint4>(head.words, from + i / 4 * stride);
+    to[i] = words.x, to[i + 1] = words.y, to[i + 2] = words.z, to[i + 3] = words.w;
+  }
+}
+
+template <class T, int kD>
+using KeyWords = uint32_t[4 * Layout<T, kD>::kKeyWords];
+template <class T, int kD>
+using ValueWords = uint32_t[4 * Layout<T, kD>::kValueWords];
+
+template <class T, int kD>
+__device__ __forceinline__ void load_keys(KeyWords<T, kD>& words, const HeadMemory& head,
+                                          int group, int lane) {
+  load_words(words, head, head.keys + group * Layout<T, kD>::kKeyGroup + lane * 4, 128);
+}
+
+template <class T, int kD>
+__device__ __forceinline__ void load_values(ValueWords<T, kD>& words, const HeadMemory& head,
+                                            int D, int group, int row, int lane) {
+  const uint32_t from = head.values + group * Layout<T, kD>::value_group(D) + row * 16;
+  load_words(words, head, from + lane % 4 * 4, (D + 1) * 16);
+}
+
+// ---- 16 queries ----
+
+template <class T, int kD>
+struct Queries {
+  // 16-bit types: rows g and g + 8 at the channels of a lane, as the operand's registers
+  uint32_t high[kD == 4 ? 2 : kD == 8 || !kSingle<T> ? 4 : 8];
+  uint32_t low[kSingle<T> ? kD / 2 : 1];
+
+  __device__ __forceinline__ void load(const T* const (&row)[2], int D, bool pairs, int lane) {
+    const int t = lane % 4;
+    if constexpr (kSingle<T>) {
+#pragma unroll
+      for (int i = 0; i < kD / 2; ++i) {
+        const int c = t + i / 2 * 4;
+        split_single(high[i], low[i], c < D ? row[i % 2][c] : 0.f);
+      }
+    } else {
+      low[0] = 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        high[i] = pair(row[i], kD == 4 ? 2 * (t % 2) : 2 * t, D, pairs);
+        // a register of its own: the compiler would otherwise copy it for every product
+        if constexpr (kD == 8) high[2 + i] = dev::shfl(high[i], lane);
+        if constexpr (kD == 16) high[2 + i] = pair(row[i], 2 * t + 8, D, pairs);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ uint32_t pair(const T* row, int c, int D, bool pairs) {
+    if (pairs) {
+      if (c >= D) return 0;
+      const auto both = *reinterpret_cast<const Vector<T, 2>*>(row + c);
+      return both.x[0].bits | uint32_t(both.x[1].bits) << 16;
+    }
+    return (c < D ? row[c].bits : 0) | uint32_t(c + 1 < D ? row[c + 1].bits : 0) << 16;
+  }
+};
+
+// scores of 16 queries and block m's 8 keys, plus `start`
+template <class T, int kD>
+__device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
+                                       const KeyWords<T, kD>& words, int m,
+                                       const float (&start)[4]) {
+  const uint32_t* k = words + m * Layout<T, kD>::kKeyWords;
+  if constexpr (!kSingle<T>) {
+    if constexpr (kD == 4) {
+      dev::mma_16x8x8<T>(s, q.high, k[0], start);
+    } else {
+      dev::mma_16x8x16<T>(s, q.high, {k[0], k[1]}, start);
+      if constexpr (kD == 16) dev::mma_16x8x16<T>(s, q.high, {k[2], k[3]}, s);
+    }
+  } else if constexpr (kD == 4) {
+    dev::mma_tf32_16x8x4(s, q.high, k[0], start);
+    dev::mma_tf32_16x8x4(s, q.low, k[0], s);
+    dev::mma_tf32_16x8x4(s, q.high, k[1], s);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kD / 8; ++i) {
+      const uint32_t* h = q.high + 4 * i;
+      const uint32_t* l = q.low + 4 * i;
+      const uint32_t high[4] = {h[0], h[1], h[2], h[3]}, low[4] = {l[0], l[1], l[2], l[3]};
+      const uint32_t k_high[2] = {k[4 * i], k[4 * i + 1]}, k_low[2] = {k[4 * i + 2], k[4 * i + 3]};
+      if (i == 0) {
+        dev::mma_tf32_16x8x8(s, high, k_high, start);
+      } else {
+        dev::mma_tf32_16x8x8(s, high, k_high, s);
+      }
+      dev::mma_tf32_16x8x8(s, low, k_high, s);
+      dev::mma_tf32_16x8x8(s, high, k_low, s);
+    }
+  }
+}
+
+// weights of 16 queries and 16 keys as operands: two blocks' results side by side
+template <class T>
+struct Weights {
+  uint32_t high[kSingle<T> ? 8 : 4];
+
+  __device__ __forceinline__ Weights(const float (&p)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (kSingle<T>) {
+        // the operand's columns t and t + 4 are the keys 2t and 2t + 1
+        high[4 * i] = dev::float_bits(p[i][0]), high[4 * i + 1] = dev::float_bits(p[i][2]);
+        high[4 * i + 2] = dev::float_bits(p[i][1]), high[4 * i + 3] = dev::float_bits(p[i][3]);
+      } else {
+        high[2 * i] = dev::pack<T>(p[i][0], p[i][1]);
+        high[2 * i + 1] = dev::pack<T>(p[i][2], p[i][3]);
+      }
+    }
+  }
+
+  // zero what dropout drops; signs[row][column] as keep_signs gives them for the two blocks' word
+  __device__ __forceinline__ void drop(const uint32_t (&signs)[2][2]) {
+    if constexpr (kSingle<T>) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int32_t word = signs[i % 2][i / 2];
+        high[i] &= uint32_t(int32_t(uint32_t(word) << 16) >> 31);
+        high[4 + i] &= uint32_t(word >> 31);
+      }
+    } else {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        high[row] &= keep_pair<0>(signs[row][0], signs[row][1]);
+        high[2 + row] &= keep_pair<1>(signs[row][0], signs[row][1]);
+      }
+    }
+  }
+};
+
+// sum += weights @ values for blocks 2 j and 2 j + 1; fp32: in three terms, of ones in two
+template <class T, int kD, bool kOnes = false>
+__device__ __forceinline__ void multiply(float (&sum)[4], const Weights<T>& p,
+                                         const ValueWords<T, kD>& v, int j) {
+  if constexpr (kSingle<T>) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t* w = v + (2 * j + i) * 4;
+      uint32_t high[4], low[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const float x = dev::bits_float(p.high[4 * i + n]);
+        high[n] = p.high[4 * i + n] & 0xffffe000u;
+        low[n] = dev::float_bits(x - dev::bits_float(high[n]));
+      }
+      dev::mma_tf32_16x8x8(sum, low, {w[0], w[1]}, sum);
+      if constexpr (!kOnes) dev::mma_tf32_16x8x8(sum, high, {w[2], w[3]}, sum);
+      dev::mma_tf32_16x8x8(sum, high, {w[0], w[1]}, sum);
+    }
+  } else {
+    dev::mma_16x8x16<T>(sum, p.high, {v[2 * j], v[2 * j + 1]}, sum);
+  }
+}
+
+}  // namespace attention
