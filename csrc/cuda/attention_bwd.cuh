@@ -21,7 +21,7 @@ namespace attention_bwd {
 template <class T, int WIDTH, bool DROPOUT>
 struct Shape {
   // a Philox call serves 64 keys; one call per thread and query wants blocks of 64
-  static constexpr int KEYS = DROPOUT ? 64 : 32;
+  static constexpr int KEYS = DROPOUT || KK64 ? 64 : 32;
   static constexpr int QUERIES = (WIDTH == 16 ? 128 : 256) / (KEYS / 32);
   static constexpr int KEY_TILES = KEYS / 16;
   static constexpr int QUERY_TILES = QUERIES / 16;
@@ -140,7 +140,7 @@ struct Block {
 #pragma unroll
         for (int n = 0; n < N; ++n)
           k_right[m][n][r] = dev::movmatrix(valid ? k[m][2 * n + r] : 0);
-        if constexpr (WIDTH == 8) k[m][r + 2] = k[m][r];
+        if constexpr (WIDTH == 8) k[m][r + 2] = opaque(k[m][r]);
       }
     }
   }
@@ -238,53 +238,45 @@ __device__ __forceinline__ void weights_and_ds(const float (&s)[2][4], const flo
 
 // All of one block against 16 queries of the strip.
 template <class T, int WIDTH, bool DROPOUT, int EMULATED>
-__device__ __forceinline__ void visit_tile(Block<T, WIDTH, DROPOUT>& block, uint32_t strip,
+__device__ __forceinline__ void visit_tile(Block<T, WIDTH, DROPOUT>& block, const Strip& from,
                                            int tile, const Philox& random,
                                            float (&dq)[WIDTH == 16 ? 2 : 1][4]) {
   using Sh = Shape<T, WIDTH, DROPOUT>;
   constexpr int N = Sh::PANELS;
-  const int lane = threadIdx.x % 32, t = lane % 4;
-  const dev::Shared<unsigned char> memory(strip, Sh::STRIP);
-  const int row = 16 * (16 * tile + lane % 16);
   // right operands: q_b[part] of S^T, o_b of dP^T; transposed ones of dK and dV
-  uint32_t q_b[WIDTH == 4 ? 1 : 2 * N][2], o_b[N][2], q_t[N][2], o_t[N][2];
+  uint32_t q_b[WIDTH == 4 ? 1 : WIDTH / 8][2][2], o_b[2][2], q_t[N][2], o_t[N][2];
+  uint32_t x[4];
+  if constexpr (WIDTH == 4) {
+    dev::ldmatrix_x4(x, from.panels(Sh::Q_HI, Sh::DO, tile));
+    q_b[0][0][0] = x[0], q_b[0][1][0] = x[1], o_b[0][0] = x[2], o_b[1][0] = x[3];
+  } else if constexpr (WIDTH == 8) {
+    load_halves(q_b[0], from.halves(Sh::Q_HI, Sh::Q_LO, tile));
+    uint32_t y[2];
+    dev::ldmatrix_x2(y, from.panels(Sh::DO, Sh::DO, tile));
+    o_b[0][0] = y[0], o_b[1][0] = y[1];
+  } else {
+    load_halves(q_b[0], from.halves(Sh::Q_HI, Sh::Q_HI + Sh::PANEL, tile));
+    load_halves(q_b[1], from.halves(Sh::Q_LO, Sh::Q_LO + Sh::PANEL, tile));
+    load_halves(o_b, from.halves(Sh::DO, Sh::DO + Sh::PANEL, tile));
+  }
   if constexpr (N == 1) {
-    uint32_t x[4];
-    if constexpr (WIDTH == 4) {
-      dev::ldmatrix_x4(x, memory.ptr((lane < 16 ? Sh::Q_HI : Sh::DO) + row, 16));
-      q_b[0][0] = x[0], q_b[0][1] = x[1], o_b[0][0] = x[2], o_b[0][1] = x[3];
-    } else {
-      dev::ldmatrix_x4(x, memory.ptr((lane < 16 ? Sh::Q_HI : Sh::Q_LO) + row, 16));
-      q_b[0][0] = x[0], q_b[0][1] = x[1], q_b[1][0] = x[2], q_b[1][1] = x[3];
-      dev::ldmatrix_x2(o_b[0], memory.ptr(Sh::DO + row, 16));
-    }
-    dev::ldmatrix_x4_trans(x, memory.ptr((lane < 16 ? Sh::Q : Sh::DO) + row, 16));
+    dev::ldmatrix_x4_trans(x, from.panels(Sh::Q, Sh::DO, tile));
     q_t[0][0] = x[0], q_t[0][1] = x[1], o_t[0][0] = x[2], o_t[0][1] = x[3];
   } else {
-    const int at = row + (lane < 16 ? 0 : Sh::PANEL);
-    uint32_t x[4];
-    dev::ldmatrix_x4(x, memory.ptr(Sh::Q_HI + at, 16));
-    q_b[0][0] = x[0], q_b[0][1] = x[1], q_b[1][0] = x[2], q_b[1][1] = x[3];
-    dev::ldmatrix_x4(x, memory.ptr(Sh::Q_LO + at, 16));
-    q_b[2][0] = x[0], q_b[2][1] = x[1], q_b[3][0] = x[2], q_b[3][1] = x[3];
-    dev::ldmatrix_x4(x, memory.ptr(Sh::DO + at, 16));
-    o_b[0][0] = x[0], o_b[0][1] = x[1], o_b[1][0] = x[2], o_b[1][1] = x[3];
-    dev::ldmatrix_x4_trans(x, memory.ptr(Sh::Q + at, 16));
+    dev::ldmatrix_x4_trans(x, from.panels(Sh::Q, Sh::Q + Sh::PANEL, tile));
     q_t[0][0] = x[0], q_t[0][1] = x[1], q_t[1][0] = x[2], q_t[1][1] = x[3];
-    dev::ldmatrix_x4_trans(x, memory.ptr(Sh::DO + at, 16));
+    dev::ldmatrix_x4_trans(x, from.panels(Sh::DO, Sh::DO + Sh::PANEL, tile));
     o_t[0][0] = x[0], o_t[0][1] = x[1], o_t[1][0] = x[2], o_t[1][1] = x[3];
   }
-  float lse[2][4], delta[2][4];
+  // what is added to S^T and dP^T: the same for rows g and g + 8
+  float lse[2][4], delta[2][4] = {};
   uint32_t delta_pairs[2] = {0, 0};
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const int pair = 8 * tile + 4 * n + t;
-    load_quad(strip + Sh::LSE, pair, lse[n]);
-    if constexpr (!Sh::SPARE) load_quad(strip + Sh::DELTA, pair, delta[n]);
-    if constexpr (DROPOUT)
-      delta_pairs[n] = dev::Shared<uint32_t>(strip + Sh::DELTA_PAIRS, Sh::QUERIES / 2)[pair];
+    from.quad(Sh::LSE, 2 * tile + n, lse[n]);
+    if constexpr (!Sh::SPARE) from.quad(Sh::DELTA, 2 * tile + n, delta[n]);
+    if constexpr (DROPOUT) delta_pairs[n] = from.pair(Sh::DELTA_PAIRS, 2 * tile + n);
   }
-  const float zero[4] = {0, 0, 0, 0};
   uint32_t words[4][4];
   if constexpr (DROPOUT) random.draw(tile, words);
 
@@ -294,15 +286,16 @@ __device__ __forceinline__ void visit_tile(Block<T, WIDTH, DROPOUT>& block, uint
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       if constexpr (WIDTH == 4) {
-        dev::mma_16x8x8<T>(s[n], block.k[m], q_b[0][n], lse[n]);
-        dev::mma_16x8x8<T>(dp[n], block.v[m], o_b[0][n], zero);
-      } else if constexpr (WIDTH == 8) {
-        dev::mma_16x8x16<T>(s[n], block.k[m], {q_b[0][n], q_b[1][n]}, lse[n]);
-        dev::mma_16x8x8<T>(dp[n], block.v[m], o_b[0][n], delta[n]);
+        dev::mma_16x8x8<T>(s[n], block.k[m], q_b[0][n][0], lse[n]);
+        dev::mma_16x8x8<T>(dp[n], block.v[m], o_b[n][0], delta[n]);
       } else {
-        dev::mma_16x8x16<T>(s[n], block.k[m], {q_b[0][n], q_b[1][n]}, lse[n]);
-        dev::mma_16x8x16<T>(s[n], block.k[m], {q_b[2][n], q_b[3][n]}, s[n]);
-        dev::mma_16x8x16<T>(dp[n], block.v[m], {o_b[0][n], o_b[1][n]}, delta[n]);
+        dev::mma_16x8x16<T>(s[n], block.k[m], q_b[0][n], lse[n]);
+        if constexpr (WIDTH == 8) {
+          dev::mma_16x8x8<T>(dp[n], block.v[m], o_b[n][0], delta[n]);
+        } else {
+          dev::mma_16x8x16<T>(s[n], block.k[m], q_b[1][n], s[n]);
+          dev::mma_16x8x16<T>(dp[n], block.v[m], o_b[n], delta[n]);
+        }
       }
     }
     uint32_t p[4], ds[4], dropout[4] = {0, 0, 0, 0};
@@ -333,7 +326,7 @@ __global__ void __launch_bounds__(THREADS, WIDTH == 16 ? 2 : 3)
   // one without queries or keys adds zeros, and neither stores.
   const int part = warp % W, own = first_head + warp / W, h = min(own, a.H - 1);
   const bool stored = own < a.H;
-  const uint32_t strip = warp * Sh::STRIP;
+  const Strip from(warp * Sh::STRIP);
   const int blocks = (a.S + Sh::KEYS - 1) / Sh::KEYS;
   const int other = first_key(a, b);
   const float factor = output_factor(a, h);
@@ -372,8 +365,8 @@ __global__ void __launch_bounds__(THREADS, WIDTH == 16 ? 2 : 3)
         const Philox random(a, b * a.H + h, first_query, index);
 #pragma unroll
         for (int i = 0; i < Sh::QUERY_TILES; ++i) {
-          if (i % 2 == 0 && i >= tiles) break;
-          visit_tile<T, WIDTH, DROPOUT, EMULATED>(block, strip, i, random, dq[i]);
+          if (i >= tiles) break;
+          visit_tile<T, WIDTH, DROPOUT, EMULATED>(block, from, i, random, dq[i]);
         }
         if (turn + 1 < W) {
           block.store_sums(sums);

@@ -88,6 +88,21 @@ __device__ __forceinline__ uint32_t spread_bits(uint32_t a, uint32_t b) {
 #endif
 }
 
+// x, of which the compiler knows nothing: it neither splits sums nor makes x again from its parts
+__device__ __forceinline__ uint32_t opaque(uint32_t x) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// two right operands, from ldmatrix addresses of Strip::halves
+__device__ __forceinline__ void load_halves(uint32_t (&b)[2][2], const unsigned char* row) {
+  uint32_t x[4];
+  dev::ldmatrix_x4(x, row);
+  b[0][0] = x[0], b[0][1] = x[1], b[1][0] = x[2], b[1][1] = x[3];
+}
+
 // ---- global memory ----
 
 template <int ELEMENTS>
@@ -171,11 +186,46 @@ __device__ __forceinline__ void store_twice(uint32_t quads, int query, float x) 
   quad[query % 2] = quad[query % 2 + 2] = x;
 }
 
-__device__ __forceinline__ void load_quad(uint32_t quads, int pair, float (&x)[4]) {
-  const dev::Shared<float> memory(quads + 16 * pair, 4);
-  const float4 quad = dev::load_shared<float4>(memory, 0);
-  x[0] = quad.x, x[1] = quad.y, x[2] = quad.z, x[3] = quad.w;
-}
+// Reads a warp's strip of queries tile by tile; the lane's part of the addresses is here, so that
+// the rest is a constant of the instruction.
+class Strip {
+ public:
+  __device__ explicit Strip(uint32_t strip) {
+    const uint32_t lane = threadIdx.x % 32;
+    panels_ = opaque(strip + lane % 16 * 16);
+    halves_ = opaque(strip + lane / 16 * 128 + lane % 8 * 16);
+    row_ = opaque(strip + lane % 4 * 16);
+    pairs_ = opaque(strip + lane % 4 * 4);
+    second_ = lane / 16, odd_ = lane / 8 % 2;
+  }
+
+  // rows for ldmatrix of 16 queries: the tile's two halves in panel a, then in panel b
+  __device__ __forceinline__ const unsigned char* panels(uint32_t a, uint32_t b, int tile) const {
+    return at(panels_ + (second_ ? b - a : 0) + a + 256 * tile, 16);
+  }
+  // the tile's first half in panels a and b, then its second half
+  __device__ __forceinline__ const unsigned char* halves(uint32_t a, uint32_t b, int tile) const {
+    return at(halves_ + (odd_ ? b - a : 0) + a + 256 * tile, 16);
+  }
+  // constants of queries 8i + 2t, 8i + 2t + 1, where store_twice has put them
+  __device__ __forceinline__ void quad(uint32_t quads, int i, float (&x)[4]) const {
+    const dev::Shared<float> memory(row_ + quads + 64 * i, 4);
+    const float4 quad = dev::load_shared<float4>(memory, 0);
+    x[0] = quad.x, x[1] = quad.y, x[2] = quad.z, x[3] = quad.w;
+  }
+  // the same of 16 bits each
+  __device__ __forceinline__ uint32_t pair(uint32_t pairs, int i) const {
+    return dev::Shared<uint32_t>(pairs_ + pairs + 16 * i, 1)[0];
+  }
+
+ private:
+  __device__ __forceinline__ static const unsigned char* at(uint32_t offset, uint32_t bytes) {
+    return dev::Shared<unsigned char>(offset, bytes).ptr(0, bytes);
+  }
+
+  uint32_t panels_, halves_, row_, pairs_;
+  bool second_, odd_;
+};
 
 // One block's sums of dK and dV, tile i of the 32 lanes as float4; in either memory.
 struct SharedSums {
