@@ -1,4 +1,4 @@
-"""Build and run kernels without a GPU: csrc/cuda's templates by the C++ compiler over tests/cuda/shim.
+"""Build and run kernels without a GPU: the C++ compiler, over the headers of tests/cuda/shim.
 
 A harness is a C++ file with a `main` that takes its arguments from `harness::Arguments` and calls
 `dev::launch`. See `example_harness.cpp` and `test_example.py`.
@@ -91,7 +91,7 @@ def _included(source: Path):
     return seen
 
 
-def run(binary: Path, **arguments: Tensor | int | float | bool) -> None:
+def run(binary: Path, **arguments: Tensor | float | str) -> None:
     """Run a harness; tensors (any strides, CPU) are changed in place where the kernel wrote.
 
     Views share their storage with nothing here: each tensor's whole storage is copied, so two views
@@ -129,6 +129,9 @@ def _write(path: Path, arguments: dict) -> list[tuple[Tensor, int]]:
     places = []
     with path.open("wb") as file:
         for name, value in arguments.items():
+            if isinstance(value, str):
+                file.write(f"text {name} {value}\n".encode())
+                continue
             if not isinstance(value, Tensor):
                 file.write(f"number {name} {float(value)!r}\n".encode())
                 continue

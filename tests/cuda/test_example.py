@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
-
 import shim
+import torch
 
 pytestmark = pytest.mark.skipif(shim.unusable() is not None, reason=str(shim.unusable()))
 

@@ -66,6 +66,8 @@ class Arguments {
     return tensors_.count(name) ? tensor(name).data<T>() : nullptr;
   }
   double number(const std::string& name) const { return find(numbers_, name); }
+  // a word
+  const std::string& text(const std::string& name) const { return find(texts_, name); }
   int64_t integer(const std::string& name) const { return int64_t(number(name)); }
 
  private:
@@ -76,8 +78,8 @@ class Arguments {
     return found->second;
   }
 
-  // a line per argument, "number NAME VALUE" or "tensor NAME DTYPE BYTES OFFSET DIMS SIZES STRIDES"
-  // with the storage right behind it; "end" closes the file
+  // a line per argument: "number NAME VALUE", "text NAME WORD" or "tensor NAME DTYPE BYTES OFFSET
+  // DIMS SIZES STRIDES" with the storage right behind it; "end" closes the file
   void read() {
     char kind[16], name[64], dtype[32];
     while (std::fscanf(file_, "%15s", kind) == 1 && std::string(kind) != "end") {
@@ -85,6 +87,11 @@ class Arguments {
         double value;
         if (std::fscanf(file_, "%63s %lf\n", name, &value) != 2) dev::host::fail("bad number");
         numbers_[name] = value;
+        continue;
+      }
+      if (std::string(kind) == "text") {
+        if (std::fscanf(file_, "%63s %31s\n", name, dtype) != 2) dev::host::fail("bad text");
+        texts_[name] = dtype;
         continue;
       }
       Tensor t;
@@ -117,6 +124,7 @@ class Arguments {
   std::FILE* file_;
   std::map<std::string, Tensor> tensors_;
   std::map<std::string, double> numbers_;
+  std::map<std::string, std::string> texts_;
 };
 
 }  // namespace harness

@@ -47,7 +47,9 @@ inline float fp16_float(uint16_t x) {
   return sign ? -value : value;
 }
 
-inline float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x; }
+inline float flush(float x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x;
+}
 
 }  // namespace host
 
