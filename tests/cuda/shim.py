@@ -60,10 +60,7 @@ def build(source: str | Path, *flags: str) -> Path:
     """
     source = Path(source)
     command = [*COMPILER, *FLAGS, *flags, "-I", str(KERNELS), "-I", str(SHIM)]
-    digest = hashlib.sha256(repr(command).encode())
-    for path in sorted({*_included(source)}):
-        digest.update(path.read_bytes())
-    binary = BUILD / f"{source.stem}-{digest.hexdigest()[:16]}"
+    binary = BUILD / f"{source.stem}-{digest(source, command)}"
     if not binary.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
@@ -75,6 +72,14 @@ def build(source: str | Path, *flags: str) -> Path:
                 raise KernelError(f"{source.name} does not compile:\n{done.stderr[:8000]}")
             out.rename(binary)
     return binary
+
+
+def digest(source: Path, command: list[str]) -> str:
+    """Names what `command` makes of a source file and what it includes of this repository."""
+    found = hashlib.sha256(repr(command).encode())
+    for path in sorted(_included(source)):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _included(source: Path):
