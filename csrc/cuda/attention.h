@@ -44,10 +44,14 @@ struct Backward {
   const float* lse;
   OutputRows grad_q, grad_k, grad_v;
   float* grad_head_scale;  // (B, H) dense: one share per image; or null
+  float* sums;             // backward_sums(call) bytes on the device, unwritten; null where that is 0
 };
 
 // `stream` is a cudaStream_t of the current device; the result is a cudaError_t
 int launch_forward(const Forward& call, void* stream);
 int launch_backward(const Backward& call, void* stream);
+
+// bytes that a call needs beside its tensors: 0 up to about a thousand queries
+int64_t backward_sums(const Backward& call);
 
 }  // namespace attention
