@@ -75,7 +75,7 @@ __device__ __forceinline__ void split_pair(uint32_t& high, uint32_t& low, float 
 }
 
 __device__ __forceinline__ void split_single(uint32_t& high, uint32_t& low, float a) {
-  high = dev::to_tf32(a);
+  high = dev::to_tf32(a) & 0xffffe000u;  // the other bits are not defined
   low = dev::to_tf32(a - dev::bits_float(high));
 }
 
@@ -198,8 +198,19 @@ struct Queries {
   }
 };
 
-// scores of 16 queries and block m's 8 keys, plus `start`
-template <class T, int kD>
+// sum of the operands' products with k channels from 8 * i on, fp32
+template <int kD>
+__device__ __forceinline__ void product(float (&s)[4], const uint32_t* q, const uint32_t* k,
+                                        const float (&start)[4]) {
+  if constexpr (kD == 4) {
+    dev::mma_tf32_16x8x4(s, {q[0], q[1]}, k[0], start);
+  } else {
+    dev::mma_tf32_16x8x8(s, {q[0], q[1], q[2], q[3]}, {k[0], k[1]}, start);
+  }
+}
+
+// scores of 16 queries and block m's 8 keys, plus `start`, which is 0 if not kShifted
+template <class T, int kD, bool kShifted>
 __device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
                                        const KeyWords<T, kD>& words, int m,
                                        const float (&start)[4]) {
@@ -211,24 +222,23 @@ __device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
       dev::mma_16x8x16<T>(s, q.high, {k[0], k[1]}, start);
       if constexpr (kD == 16) dev::mma_16x8x16<T>(s, q.high, {k[2], k[3]}, s);
     }
-  } else if constexpr (kD == 4) {
-    dev::mma_tf32_16x8x4(s, q.high, k[0], start);
-    dev::mma_tf32_16x8x4(s, q.low, k[0], s);
-    dev::mma_tf32_16x8x4(s, q.high, k[1], s);
   } else {
+    constexpr int kPart = kD == 4 ? 1 : 2, kSteps = kD == 16 ? 2 : 1;
 #pragma unroll
-    for (int i = 0; i < kD / 8; ++i) {
-      const uint32_t* h = q.high + 4 * i;
-      const uint32_t* l = q.low + 4 * i;
-      const uint32_t high[4] = {h[0], h[1], h[2], h[3]}, low[4] = {l[0], l[1], l[2], l[3]};
-      const uint32_t k_high[2] = {k[4 * i], k[4 * i + 1]}, k_low[2] = {k[4 * i + 2], k[4 * i + 3]};
-      if (i == 0) {
-        dev::mma_tf32_16x8x8(s, high, k_high, start);
-      } else {
-        dev::mma_tf32_16x8x8(s, high, k_high, s);
+    for (int c = 0; c < 4; ++c) s[c] = start[c];
+    // what is large meets the shift first and leaves a small sum for the rest, or comes last
+#pragma unroll
+    for (int order = 0; order < 2; ++order) {
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const uint32_t *high = q.high + 4 * i, *low = q.low + 4 * i;
+        if ((order == 0) == kShifted) {
+          product<kD>(s, high, k + 4 * i, s);
+        } else {
+          product<kD>(s, low, k + 4 * i, s);
+          product<kD>(s, high, k + 4 * i + kPart, s);
+        }
       }
-      dev::mma_tf32_16x8x8(s, low, k_high, s);
-      dev::mma_tf32_16x8x8(s, high, k_low, s);
     }
   }
 }
@@ -283,7 +293,7 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const Weights<T>& p,
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
         const float x = dev::bits_float(p.high[4 * i + n]);
-        high[n] = p.high[4 * i + n] & 0xffffe000u;
+        high[n] = (p.high[4 * i + n] + 0x1000u) & 0xffffe000u;  // rounded to tf32
         low[n] = dev::float_bits(x - dev::bits_float(high[n]));
       }
       dev::mma_tf32_16x8x8(sum, low, {w[0], w[1]}, sum);

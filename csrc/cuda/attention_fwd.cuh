@@ -146,7 +146,7 @@ struct ForwardWarp {
       for (int i = 0; i < 8; ++i) {
         const int r = i % 2;
         float s[4];
-        scores<T, kD>(s, q[r], k, i / 2, zero);
+        scores<T, kD, false>(s, q[r], k, i / 2, zero);
         most[r][0] = fmaxf(most[r][0], fmaxf(s[0], s[1]));
         most[r][1] = fmaxf(most[r][1], fmaxf(s[2], s[3]));
       }
@@ -184,17 +184,19 @@ struct ForwardWarp {
   __device__ __forceinline__ void add(Sums<kD>& sums, const Queries<T, kD>& q,
                                       const KeyWords<T, kD>& k,
                                       const ValueWords<T, kD> (&v)[kBlocks],
-                                      const ValueWords<T, kD>& ones,
-                                      const float (&start)[4], const uint32_t (&words)[2][2][4],
-                                      int half) {
+                                      const ValueWords<T, kD>& ones, const float (&start)[4],
+                                      const uint32_t (&words)[2][2][4], int half) {
+    // tensor cores cut sums off where additions round them: fp32 wants short chains of products
+    Sums<kD> part = {};
+    Sums<kD>& to = kSingle<T> ? part : sums;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       float p[2][4];
-      scores<T, kD>(p[0], q, k, 2 * j, start);
-      scores<T, kD>(p[1], q, k, 2 * j + 1, start);
+      scores<T, kD, kExact>(p[0], q, k, 2 * j, start);
+      scores<T, kD, kExact>(p[1], q, k, 2 * j + 1, start);
       weigh<kExact>(p);
       Weights<T> weights(p);
-      if constexpr (kOnes) multiply<T, kD, true>(sums.ones, weights, kD == 4 ? v[0] : ones, j);
+      if constexpr (kOnes) multiply<T, kD, true>(to.ones, weights, kD == 4 ? v[0] : ones, j);
       if constexpr (kDropout) {
         uint32_t signs[2][2];
 #pragma unroll
@@ -204,7 +206,15 @@ struct ForwardWarp {
         weights.drop(signs);
       }
 #pragma unroll
-      for (int n = 0; n < kBlocks; ++n) multiply<T, kD>(sums.values[n], weights, v[n], j);
+      for (int n = 0; n < kBlocks; ++n) multiply<T, kD>(to.values[n], weights, v[n], j);
+    }
+    if constexpr (kSingle<T>) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n) sums.values[n][i] += part.values[n][i];
+        sums.ones[i] += part.ones[i];
+      }
     }
   }
 };
@@ -324,14 +334,15 @@ __device__ __forceinline__ void store(const ForwardPlan& plan, const Warp& warp,
 }
 
 // blocks of a multiprocessor that registers must leave room for: as many as spill nothing
-constexpr int forward_blocks(int kD, bool dropout) {
-  return dropout ? (kD == 16 ? 2 : 3) : (kD == 4 ? 4 : 3);
+constexpr int forward_blocks(int kD, bool dropout, bool single) {
+  if (kD == 16 && (dropout || single)) return 2;
+  return kD == 4 && !dropout ? 4 : 3;
 }
 
 // grid: images times groups of heads, parts of the queries
 template <class T, int kD, bool kDropout, int kEmulated>
 __global__ void
-    __launch_bounds__(kForwardWarps * 32, forward_blocks(kD, kDropout))
+    __launch_bounds__(kForwardWarps * 32, forward_blocks(kD, kDropout, kSingle<T>))
         attention_forward(const ForwardPlan plan) {
   using Warp = ForwardWarp<T, kD, kDropout, kEmulated>;
   const Inputs& in = plan.call.in;
