@@ -356,7 +356,8 @@ __global__ void __launch_bounds__(kThreads, kWidth == 16 ? 2 : 3)
     for (int group = 0; group < blocks; group += W) {
       for (int turn = 0; turn < W; ++turn) {
         const int in_group = (part + turn) % W, index = group + in_group;
-        const SharedSums sums(kWarps * Sh::kStrip + (warp - part + in_group) * Sh::kSums, Sh::kSums);
+        const SharedSums sums{
+            uint32_t(kWarps * Sh::kStrip + (warp - part + in_group) * Sh::kSums)};
         const GlobalSums saved{plan.call.sums + ((b * in.H + h) * blocks + index) * (Sh::kSums / 4),
                                stored && index < blocks};
         Block<T, kWidth, kDropout> block;

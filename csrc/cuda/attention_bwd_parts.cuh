@@ -196,16 +196,17 @@ class Strip {
 
 // One block's sums of dK and dV, tile i of the 32 lanes as float4; in either memory.
 struct SharedSums {
-  dev::Shared<float> data;
+  uint32_t offset;
 
-  __device__ SharedSums(uint32_t offset, uint32_t bytes) : data(offset, bytes / 4) {}
+  __device__ __forceinline__ dev::Shared<float> lane(int i) const {
+    return {offset + 512 * i + 16 * (threadIdx.x % 32), 4};
+  }
   __device__ __forceinline__ void load(int i, float (&x)[4]) const {
-    const float4 quad = dev::load_shared<float4>(data, 128 * i + 4 * (threadIdx.x % 32));
+    const float4 quad = dev::load_shared<float4>(lane(i), 0);
     x[0] = quad.x, x[1] = quad.y, x[2] = quad.z, x[3] = quad.w;
   }
   __device__ __forceinline__ void store(int i, const float (&x)[4]) const {
-    const uint32_t at = 128 * i + 4 * (threadIdx.x % 32);
-    dev::store_shared(data, at, float4{x[0], x[1], x[2], x[3]});
+    dev::store_shared(lane(i), 0, float4{x[0], x[1], x[2], x[3]});
   }
 };
 
