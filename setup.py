@@ -17,7 +17,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "csrc"))
+sys.path.insert(0, str(ROOT / "csrc/cuda"))
 
 import cuda_toolkit  # noqa: E402
 
