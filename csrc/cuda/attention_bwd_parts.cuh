@@ -136,6 +136,23 @@ __device__ __forceinline__ void store_pair(T* row, int c, const Plan& plan, bool
   }
 }
 
+__device__ __forceinline__ float2 load_pair(const float* row, int c, const Plan& plan, bool valid) {
+  if (!valid || c >= plan.call.in.D) return {0, 0};
+  if (plan.access >= 2) return *reinterpret_cast<const float2*>(row + c);
+  return {row[c], c + 1 < plan.call.in.D ? row[c + 1] : 0};
+}
+
+__device__ __forceinline__ void store_pair(float* row, int c, const Plan& plan, bool valid,
+                                           float x, float y) {
+  if (!valid || c >= plan.call.in.D) return;
+  if (plan.access >= 2) {
+    *reinterpret_cast<float2*>(row + c) = {x, y};
+  } else {
+    row[c] = x;
+    if (c + 1 < plan.call.in.D) row[c + 1] = y;
+  }
+}
+
 // ---- shared memory ----
 
 // 8 elements of one row of a panel
@@ -163,12 +180,15 @@ class Strip {
  public:
   __device__ explicit Strip(uint32_t strip) {
     const uint32_t lane = threadIdx.x % 32;
+    start_ = strip;
     panels_ = opaque(strip + lane % 16 * 16);
     halves_ = opaque(strip + lane / 16 * 128 + lane % 8 * 16);
     row_ = opaque(strip + lane % 4 * 16);
     pairs_ = opaque(strip + lane % 4 * 4);
     second_ = lane / 16, odd_ = lane / 8 % 2;
   }
+
+  __device__ __forceinline__ uint32_t start() const { return start_; }
 
   // rows for ldmatrix of 16 queries: the tile's two halves in panel a, then in panel b
   __device__ __forceinline__ auto panels(uint32_t a, uint32_t b, int tile) const {
@@ -190,7 +210,7 @@ class Strip {
   }
 
  private:
-  uint32_t panels_, halves_, row_, pairs_;
+  uint32_t start_, panels_, halves_, row_, pairs_;
   bool second_, odd_;
 };
 
@@ -225,6 +245,44 @@ struct GlobalSums {
   }
 };
 
+// dK and dV of one block: row tile m, 8 channels n, in the layout of an MMA result.
+template <int kTiles, int kPanels>
+struct Sums {
+  float dk[kTiles][kPanels][4], dv[kTiles][kPanels][4];
+
+  // sums of another warp, or of an earlier round
+  template <class Memory>
+  __device__ __forceinline__ void load_sums(const Memory& memory) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kPanels; ++n) {
+        memory.load(2 * (m * kPanels + n), dk[m][n]);
+        memory.load(2 * (m * kPanels + n) + 1, dv[m][n]);
+      }
+  }
+
+  template <class Memory>
+  __device__ __forceinline__ void store_sums(const Memory& memory) const {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kPanels; ++n) {
+        memory.store(2 * (m * kPanels + n), dk[m][n]);
+        memory.store(2 * (m * kPanels + n) + 1, dv[m][n]);
+      }
+  }
+
+  __device__ __forceinline__ void clear_sums() {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < kPanels; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dk[m][n][e] = dv[m][n][e] = 0;
+  }
+};
+
 // ---- keys that take part, factors of a head ----
 
 __device__ __forceinline__ bool takes_part(const Inputs& in, int64_t b, int key) {
@@ -255,18 +313,20 @@ __device__ __forceinline__ float inverse_factor(const Plan& plan, int h) {
 // one call.
 struct TileBits {
   uint32_t key[2], call, query, head, addend;
+  int first_word;  // of a block with fewer than 64 keys
 
-  __device__ __forceinline__ TileBits(const Inputs& in, int64_t head, int first_query, int block)
-      : head(uint32_t(head)), addend(keep_addend(in.threshold)) {
+  __device__ __forceinline__ TileBits(const Inputs& in, int64_t head, int first_query, int first_key)
+      : head(uint32_t(head)), addend(keep_addend(in.threshold)), first_word(first_key % 64 / 16) {
     const int lane = threadIdx.x % 32;
     const uint64_t seed = in.seed ? uint64_t(*in.seed) : 0;
     key[0] = uint32_t(seed), key[1] = uint32_t(seed >> 32);
-    call = 8 * block + lane / 4, query = first_query + lane % 4 * 2;
+    call = first_key / 64 * 8 + lane / 4, query = first_query + lane % 4 * 2;
   }
 
   // words[i] of queries 2t, 2t + 1, 2t + 8, 2t + 9 of a tile; word m serves key tile m. Bits 15 and
   // 31 say whether the weights of rows g and g + 8 stay. The four calls of attention::Philox side
   // by side share the additions to their key
+  template <int kKeyTiles>
   __device__ __forceinline__ void draw(int tile, uint32_t (&words)[4][4]) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -286,9 +346,16 @@ struct TileBits {
       k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (kKeyTiles < 4) {
+        if (first_word & 2) words[i][0] = words[i][2], words[i][1] = words[i][3];
+      }
+      if constexpr (kKeyTiles < 2) {
+        if (first_word & 1) words[i][0] = words[i][1];
+      }
 #pragma unroll
-      for (int w = 0; w < 4; ++w) words[i][w] = keep_signs(words[i][w], addend);
+      for (int w = 0; w < kKeyTiles; ++w) words[i][w] = keep_signs(words[i][w], addend);
+    }
   }
 
   // masks of key tile m, all ones where a weight stays: [2n + r] is query half n, rows 8r..8r+7

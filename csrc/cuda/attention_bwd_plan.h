@@ -12,27 +12,28 @@ constexpr int kEmulatedShare = kDropout ? 0 : 2;
 
 struct Launch {
   Plan plan;
-  int width;  // kWidth of the kernel
   uint32_t grid, shared_bytes;
   int64_t sums;  // bytes of Backward::sums
 };
 
-// calls f(shape, kernel) with the kernel of a call
+// calls f(method, kernel) with the kernel of a call
 template <class F>
 auto with_kernel(const Inputs& in, F&& f) {
-  const auto of_width = [&](auto zero, auto dropout) {
-    using T = decltype(zero);
+  const auto run = [&](auto method) { return f(method, attention_backward<decltype(method)>); };
+  const auto of_dropout = [&](auto dropout) {
     constexpr bool kDropout = decltype(dropout)::value;
     constexpr int kShare = kEmulatedShare<kDropout>;
-    if (in.D <= 4) return f(Shape<T, 4, kDropout>{}, attention_backward<T, 4, kDropout, kShare>);
-    if (in.D <= 8) return f(Shape<T, 8, kDropout>{}, attention_backward<T, 8, kDropout, kShare>);
-    return f(Shape<T, 16, kDropout>{}, attention_backward<T, 16, kDropout, kShare>);
+    const auto half = [&](auto zero) {
+      using T = decltype(zero);
+      if (in.D <= 4) return run(Half<T, 4, kDropout, kShare>{});
+      if (in.D <= 8) return run(Half<T, 8, kDropout, kShare>{});
+      return run(Half<T, 16, kDropout, kShare>{});
+    };
+    if (in.type == Type::Bf16) return half(dev::Bf16{});
+    if (in.type == Type::Fp16) return half(dev::Fp16{});
+    return in.D <= 8 ? run(Single<8, kDropout>{}) : run(Single<16, kDropout>{});
   };
-  const auto of_type = [&](auto dropout) {
-    if (in.type == Type::Bf16) return of_width(dev::Bf16{}, dropout);
-    return of_width(dev::Fp16{}, dropout);
-  };
-  return in.seed == nullptr ? of_type(std::false_type{}) : of_type(std::true_type{});
+  return in.seed == nullptr ? of_dropout(std::false_type{}) : of_dropout(std::true_type{});
 }
 
 // elements that every row's start is aligned to, at most 8
@@ -53,9 +54,9 @@ inline int access_of(const Backward& call) {
 // multiprocessors: of the device; queries: at most so many in a warp's strip, for tests
 inline Launch plan_backward(const Backward& call, int multiprocessors, int queries = 1 << 30) {
   const Inputs& in = call.in;
-  return with_kernel(in, [&](auto shape, auto*) {
-    using Sh = decltype(shape);
-    const int longest = queries < Sh::kQueries ? queries : Sh::kQueries;
+  return with_kernel(in, [&](auto method, auto*) {
+    using Method = decltype(method);
+    const int longest = queries < Method::kQueries ? queries : Method::kQueries;
     Launch launch{};
     Plan& plan = launch.plan;
     plan.call = call;
@@ -71,10 +72,10 @@ inline Launch plan_backward(const Backward& call, int multiprocessors, int queri
     plan.warps_per_head = warps;
     const int rounds = (in.L + warps * longest - 1) / (warps * longest);
     plan.strip = ((in.L + rounds * warps - 1) / (rounds * warps) + 15) & ~15;
-    const int heads = kWarps / warps, blocks = (in.S + Sh::kKeys - 1) / Sh::kKeys;
+    const int heads = kWarps / warps, blocks = (in.S + Method::kKeys - 1) / Method::kKeys;
     launch.grid = uint32_t(int64_t(in.B) * ((in.H + heads - 1) / heads));
-    launch.shared_bytes = Sh::shared_bytes(warps);
-    launch.sums = rounds == 1 ? 0 : int64_t(in.B) * in.H * blocks * Sh::kSums;
+    launch.shared_bytes = shared_bytes<Method>(warps);
+    launch.sums = rounds == 1 ? 0 : int64_t(in.B) * in.H * blocks * kSumBytes<Method>;
     return launch;
   });
 }
