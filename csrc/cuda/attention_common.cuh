@@ -74,6 +74,17 @@ __device__ __forceinline__ uint32_t keep_pair(uint32_t a_signs, uint32_t b_signs
 #endif
 }
 
+// the larger, or not a number if one of them is not
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#ifdef __CUDACC__
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+#else
+  return a != a || a > b ? a : b;
+#endif
+}
+
 // ---- 2^x on the FMA units, for |x| <= 125: relative error 7.5e-5, half a bit of bf16's 8 ----
 
 constexpr float kPolynomialLimit = 125.f;

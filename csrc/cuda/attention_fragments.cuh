@@ -74,9 +74,11 @@ __device__ __forceinline__ void split_pair(uint32_t& high, uint32_t& low, float 
   low = dev::pack<T>(a - dev::unpack_lo<T>(high), b - dev::unpack_hi<T>(high));
 }
 
-__device__ __forceinline__ void split_single(uint32_t& high, uint32_t& low, float a) {
-  high = dev::to_tf32(a) & 0xffffe000u;  // the other bits are not defined
-  low = dev::to_tf32(a - dev::bits_float(high));
+// of a * factor
+__device__ __forceinline__ void split_single(uint32_t& high, uint32_t& low, float a,
+                                             float factor = 1.f) {
+  high = dev::to_tf32(a * factor) & 0xffffe000u;  // the other bits are not defined
+  low = dev::to_tf32(dev::fma(a, factor, -dev::bits_float(high)));
 }
 
 // ---- writing ----
@@ -95,7 +97,7 @@ __device__ __forceinline__ void store_key(const HeadMemory& head, int key, const
   for (int c = 0; c < kD; c += kSingle<T> ? 1 : 2) {
     uint32_t high, low;
     if constexpr (kSingle<T>) {
-      split_single(high, low, factor * x[c]);
+      split_single(high, low, x[c], factor);
       const int part = kD == 4 ? 1 : 2, i = c / 8 * 4 + c % 8 / 4;
       put(c % 4, i, high);
       put(c % 4, i + part, low);
@@ -235,6 +237,7 @@ __device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
         if ((order == 0) == kShifted) {
           product<kD>(s, high, k + 4 * i, s);
         } else {
+          product<kD>(s, low, k + 4 * i + kPart, s);
           product<kD>(s, low, k + 4 * i, s);
           product<kD>(s, high, k + 4 * i + kPart, s);
         }
@@ -246,15 +249,22 @@ __device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
 // weights of 16 queries and 16 keys as operands: two blocks' results side by side
 template <class T>
 struct Weights {
-  uint32_t high[kSingle<T> ? 8 : 4];
+  static constexpr int kWords = kSingle<T> ? 8 : 4;
+  uint32_t high[kWords];
+  uint32_t low[kSingle<T> ? kWords : 1];
 
   __device__ __forceinline__ Weights(const float (&p)[2][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if constexpr (kSingle<T>) {
-        // the operand's columns t and t + 4 are the keys 2t and 2t + 1
-        high[4 * i] = dev::float_bits(p[i][0]), high[4 * i + 1] = dev::float_bits(p[i][2]);
-        high[4 * i + 2] = dev::float_bits(p[i][1]), high[4 * i + 3] = dev::float_bits(p[i][3]);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          // the operand's columns t and t + 4 are the keys 2t and 2t + 1
+          const float x = p[i][n % 2 * 2 + n / 2];
+          const uint32_t rounded = (dev::float_bits(x) + 0x1000u) & 0xffffe000u;
+          high[4 * i + n] = rounded;
+          low[4 * i + n] = dev::float_bits(x - dev::bits_float(rounded));
+        }
       } else {
         high[2 * i] = dev::pack<T>(p[i][0], p[i][1]);
         high[2 * i + 1] = dev::pack<T>(p[i][2], p[i][3]);
@@ -264,16 +274,17 @@ struct Weights {
 
   // zero what dropout drops; signs[row][column] as keep_signs gives them for the two blocks' word
   __device__ __forceinline__ void drop(const uint32_t (&signs)[2][2]) {
-    if constexpr (kSingle<T>) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int32_t word = signs[i % 2][i / 2];
-        high[i] &= uint32_t(int32_t(uint32_t(word) << 16) >> 31);
-        high[4 + i] &= uint32_t(word >> 31);
-      }
-    } else {
+    for (int row = 0; row < 2; ++row) {
+      if constexpr (kSingle<T>) {
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
+        for (int column = 0; column < 2; ++column) {
+          const uint32_t word = signs[row][column];
+          const uint32_t even = keep_pair<0>(word, word), odd = keep_pair<1>(word, word);
+          high[row + 2 * column] &= even, low[row + 2 * column] &= even;
+          high[4 + row + 2 * column] &= odd, low[4 + row + 2 * column] &= odd;
+        }
+      } else {
         high[row] &= keep_pair<0>(signs[row][0], signs[row][1]);
         high[2 + row] &= keep_pair<1>(signs[row][0], signs[row][1]);
       }
@@ -281,21 +292,16 @@ struct Weights {
   }
 };
 
-// sum += weights @ values for blocks 2 j and 2 j + 1; fp32: in three terms, of ones in two
+// sum += weights @ values for blocks 2 j and 2 j + 1; ones have no low part
 template <class T, int kD, bool kOnes = false>
 __device__ __forceinline__ void multiply(float (&sum)[4], const Weights<T>& p,
                                          const ValueWords<T, kD>& v, int j) {
   if constexpr (kSingle<T>) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t* w = v + (2 * j + i) * 4;
-      uint32_t high[4], low[4];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const float x = dev::bits_float(p.high[4 * i + n]);
-        high[n] = (p.high[4 * i + n] + 0x1000u) & 0xffffe000u;  // rounded to tf32
-        low[n] = dev::float_bits(x - dev::bits_float(high[n]));
-      }
+      const uint32_t *w = v + (2 * j + i) * 4, *h = p.high + 4 * i, *l = p.low + 4 * i;
+      const uint32_t high[4] = {h[0], h[1], h[2], h[3]}, low[4] = {l[0], l[1], l[2], l[3]};
+      if constexpr (!kOnes) dev::mma_tf32_16x8x8(sum, low, {w[2], w[3]}, sum);
       dev::mma_tf32_16x8x8(sum, low, {w[0], w[1]}, sum);
       if constexpr (!kOnes) dev::mma_tf32_16x8x8(sum, high, {w[2], w[3]}, sum);
       dev::mma_tf32_16x8x8(sum, high, {w[0], w[1]}, sum);

@@ -134,6 +134,7 @@ struct ForwardWarp {
     if constexpr (kD > 4) load_values<T, kD>(ones, head, D, group, D, lane);
   }
 
+  // a score that is not a number becomes its row's maximum, and so the whole row's
   __device__ __forceinline__ void find_maxima(Sums<kD> (&sums)[2], const Queries<T, kD> (&q)[2],
                                               int groups) const {
     float most[2][2] = {{-kInfinity, -kInfinity}, {-kInfinity, -kInfinity}};
@@ -147,15 +148,15 @@ struct ForwardWarp {
         const int r = i % 2;
         float s[4];
         scores<T, kD, false>(s, q[r], k, i / 2, zero);
-        most[r][0] = fmaxf(most[r][0], fmaxf(s[0], s[1]));
-        most[r][1] = fmaxf(most[r][1], fmaxf(s[2], s[3]));
+        most[r][0] = max_or_nan(most[r][0], max_or_nan(s[0], s[1]));
+        most[r][1] = max_or_nan(most[r][1], max_or_nan(s[2], s[3]));
       }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float m = most[i / 2][i % 2];
-      m = fmaxf(m, dev::shfl_xor(m, 1));
-      m = fmaxf(m, dev::shfl_xor(m, 2));
+      m = max_or_nan(m, dev::shfl_xor(m, 1));
+      m = max_or_nan(m, dev::shfl_xor(m, 2));
       sums[i / 2].shift[i % 2] = m - kHeadroom;
     }
   }
@@ -315,7 +316,9 @@ __device__ __forceinline__ void store(const ForwardPlan& plan, const Warp& warp,
     const float sum = warp.weight_sum(from, row);
     if (place >= call.in.L) continue;
     const bool empty = sum == 0.f;
-    const float factor = empty ? 0.f : head_scale * plan.keep_factor * dev::rcp(sum);
+    float inverse = dev::rcp(sum);
+    inverse = dev::fma(inverse, dev::fma(-sum, inverse, 1.f), inverse);
+    const float factor = empty ? 0.f : inverse * (head_scale * plan.keep_factor);
     if (t == 0) lse[place] = empty ? -kInfinity : (dev::log2(sum) + from.shift[row]) * kLn2;
     T* to = head + place * call.o.row;
 #pragma unroll
@@ -335,7 +338,7 @@ __device__ __forceinline__ void store(const ForwardPlan& plan, const Warp& warp,
 
 // blocks of a multiprocessor that registers must leave room for: as many as spill nothing
 constexpr int forward_blocks(int kD, bool dropout, bool single) {
-  if (kD == 16 && (dropout || single)) return 2;
+  if (single ? kD == 16 || dropout : kD == 16 && dropout) return 2;
   return kD == 4 && !dropout ? 4 : 3;
 }
 
