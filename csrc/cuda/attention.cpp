@@ -112,7 +112,6 @@ void backward(Tensor grad_o, Tensor q, Tensor k, Tensor v, OptionalTensor key_ma
   attention::Backward call{};
   call.in = inputs(q, k, v, {key_mask, head_scale, seed, threshold, keep_factor, scale});
   const auto& in = call.in;
-  STD_TORCH_CHECK(in.type != attention::Type::Fp32, "backward takes bfloat16 and float16");
   call.o = rows<const void*>(o, q, in.L, "o");
   call.grad_o = rows<const void*>(grad_o, q, in.L, "grad_o");
   call.lse = dense<float>(lse, ScalarType::Float, int64_t(in.B) * in.H * in.L, q, "lse");

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_fwd_shim import forward, harness
+from attention_fwd_shim import forward
 
 from lsmha_fast.ops import attention
 from lsmha_fast.ops._dispatch import BackendError
@@ -94,8 +94,8 @@ def test_keys_in_chunks(D, dtype):
 def test_sharp_rows_need_exact_maxima(D, keys, dtype):
     a = make((2, 1, 40, 130, D), dtype, masked=True, sharp=8.0)
     assert_exact(a, keys=keys)
-    # logits far below and above zero: masked and padded keys must not be the maximum. Two tf32 parts
-    # hold 22 bits of fp32's 24, so that its offset is smaller
+    # logits far below and above zero: masked and padded keys must not be the maximum. Two tf32
+    # parts hold 22 bits of fp32's 24, so that its offset is smaller
     far = 20.0 if dtype == torch.float32 else 200.0
     for offset in (-far, far):
         q, k = torch.full_like(a.q, 1.0), torch.full_like(a.k, offset * D**-0.5)

@@ -13,7 +13,7 @@ slots; "exp" is the share of the exponentials that run there, the others are pol
 | fp32                   | 1 to 4  | 113       | 6.8   | 1    |
 
 A tile that needs exact row maxima takes 1.5 slots more and is computed twice where that was not
-known. fp32 runs as tf32 products of two parts each; its gradient has no CUDA kernel.
+known. fp32 runs as tf32 products of two parts each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._dispatch import load_backend
 from .common import Inputs, dropout_rule
 
 
@@ -39,9 +38,6 @@ def attention_backward(
     do: Tensor, a: Inputs, o: Tensor, lse: Tensor, bias_grad: bool, dq, dk, dv
 ) -> tuple[Tensor, Tensor]:
     """Write dq, dk and dv in place; return dbias and dhead_scale (empty where not asked for)."""
-    if a.q.dtype == torch.float32:
-        other = load_backend(__package__, _float32_backward())
-        return other.attention_backward(do, a, o, lse, bias_grad, dq, dk, dv)
     q, k, v, o, do = (_dense_rows(t) for t in (a.q, a.k, a.v, o, do))
     share = None if a.head_scale is None else a.q.new_empty(a.q.shape[:2], dtype=torch.float32)
     torch.ops.lsmha_fast_C_cuda.attention_backward(
@@ -49,12 +45,6 @@ def attention_backward(
     )
     empty = a.q.new_empty(0)
     return empty, empty if share is None else share.sum(0).to(a.head_scale.dtype)
-
-
-def _float32_backward() -> str:
-    from .._triton_utils import triton_missing
-
-    return "reference" if triton_missing() else "triton"
 
 
 def _options(a: Inputs) -> tuple:
