@@ -90,10 +90,14 @@ def cuda_extension():
 
     depends, sources = files("cuda")
     cuda = CUDAExtension("lsmha_fast._C_cuda", sources, depends=depends, py_limited_api=True)
+    kernels = sum(name.endswith(".cu") for name in sources)
+    # where there are more cores than files, the machine code of two GPUs at once
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    threads = ["--threads=2"] if jobs >= 2 * kernels else []
     defines = ["-DUSE_CUDA", f'-DLSMHA_CUDA_ARCHITECTURES="{listed}"']
     # nvcc passes on what is for the host compiler alone
     device = [f"-Xcompiler={f}" if f.startswith(("-f", "-g", "-W")) else f for f in flags()]
-    cuda.extra_compile_args = {"cxx": [*flags(), *defines], "nvcc": device}
+    cuda.extra_compile_args = {"cxx": [*flags(), *defines], "nvcc": [*device, *threads]}
     # the runtime goes in whole, so that the binary does not ask for one release of CUDA
     cuda.libraries = ["torch_cpu", "torch_cuda", "dl", "rt", "pthread"]
     cuda.extra_objects = [str(cuda_toolkit.static_runtime(root))]

@@ -214,6 +214,13 @@ def test_raw_gradient_refuses_what_would_read_out_of_bounds():
         torch.ops.lsmha_fast_C.seq_pool_backward(out_grad, x, weight, pooled, lse[:1])
 
 
+@needs_cuda_ext
+def test_raw_cuda_operators_refuse_what_is_not_on_a_gpu():
+    q, lse = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3)
+    with pytest.raises(NotImplementedError, match="'lsmha_fast_C_cuda::attention'.*'CPU' backend"):
+        torch.ops.lsmha_fast_C_cuda.attention(q, q, q, None, None, None, 0, 1.0, 1.0, q, lse)
+
+
 def test_package_import_does_not_load_the_compiler():
     code = "import sys, lsmha_fast.ops; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -116,15 +116,33 @@ def _compile(source, command, folder):
         made.rename(folder)
 
 
+def library_usage(library: str | Path) -> list[tuple[str, str, int, int]]:
+    """(architecture, kernel, registers, bytes of local memory) of all machine code in a library."""
+    command = [_tool("cuobjdump"), "--dump-resource-usage", library]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = []
+    for part in text.split("\narch = ")[1:]:
+        arch = part.split(maxsplit=1)[0]
+        for name, numbers in re.findall(r"Function (\w+):\s+(REG:.*)", part):
+            usage = {k: int(n) for k, n in re.findall(r"(\w+):(\d+)", numbers)}
+            found.append((arch, name, usage["REG"], usage["STACK"] + usage["LOCAL"]))
+    names = _demangle([name for _, name, _, _ in found])
+    return [(u[0], name, *u[2:]) for u, name in zip(found, names, strict=True)]
+
+
 def _disassembler() -> str | None:
-    """nvdisasm of the toolkit, else the one that Triton brings."""
-    path = cuda_toolkit.find() / "bin/nvdisasm"
-    if path.is_file():
-        return str(path)
+    return _tool("nvdisasm")
+
+
+def _tool(name: str) -> str | None:
+    """A program of the toolkit, else the one that Triton brings, else None."""
+    root = cuda_toolkit.find()
+    if isinstance(root, Path) and (root / "bin" / name).is_file():
+        return str(root / "bin" / name)
     try:
         from triton import knobs
 
-        return knobs.nvidia.nvdisasm.path
+        return getattr(knobs.nvidia, name).path
     except (ImportError, RuntimeError):
         return None
 
