@@ -15,9 +15,15 @@ struct Split {
   uint32_t hi, lo;
 };
 
-__device__ __forceinline__ Split split(float x) {
-  const uint32_t hi = dev::to_tf32(x);
-  return {hi, dev::to_tf32(x - dev::bits_float(hi))};
+__device__ __forceinline__ Split split(float x, float rest = 0.f) {
+  const uint32_t hi = dev::to_tf32(x) & 0xffffe000u;  // the other bits are anything
+  return {hi, dev::to_tf32(x - dev::bits_float(hi) + rest)};
+}
+
+// without the errors of rounding the factor and the product
+__device__ __forceinline__ Split times_factor(float x, const Plan& plan) {
+  const float product = x * plan.factor;
+  return split(product, dev::fma(x, plan.factor, -product) + x * plan.factor_rest);
 }
 
 // a left or right operand in two parts
@@ -60,7 +66,8 @@ struct Single {
   static constexpr int kQ = 0;  // q * scale * log2(e)
   static constexpr int kDo = kQueries * kRow;
   static constexpr int kLse = 2 * kDo, kDelta = kLse + kQueries * 8;
-  static constexpr int kStrip = kDelta + kQueries * 8;
+  static constexpr int kLseRest = kDelta + kQueries * 8;
+  static constexpr int kStrip = kLseRest + kQueries * 8;
 
   __device__ static float k_factor(const Plan&) { return kLn2; }
 
@@ -69,18 +76,20 @@ struct Single {
     const float* q = token<float>(plan.call.in.q, b, h, i);
     const float* d_o = token<float>(plan.call.grad_o, b, h, i);
     const float* o = token<float>(plan.call.o, b, h, i);
-    float delta = 0;
+    double delta = 0;  // differences of it and of products that are nearly equal follow
 #pragma unroll
     for (int c = 0; c < kWidth; c += 2) {
       const float2 queries = load_pair(q, c, plan, used), grads = load_pair(d_o, c, plan, used);
       const float2 outputs = load_pair(o, c, plan, used);
-      delta = dev::fma(grads.x, outputs.x, delta);
-      delta = dev::fma(grads.y, outputs.y, delta);
-      store_splits(strip + kQ + row * kRow + 8 * c, queries.x * plan.factor,
-                   queries.y * plan.factor);
-      store_splits(strip + kDo + row * kRow + 8 * c, grads.x, grads.y);
+      delta += double(grads.x) * outputs.x + double(grads.y) * outputs.y;
+      store_splits(strip + kQ + row * kRow + 8 * c, times_factor(queries.x, plan),
+                   times_factor(queries.y, plan));
+      store_splits(strip + kDo + row * kRow + 8 * c, split(grads.x), split(grads.y));
     }
-    store_twice(strip + kDelta, row, used ? -delta * inverse_factor(plan, h) : 0.f);
+    const float lse = used ? plan.call.lse[(b * plan.call.in.H + h) * plan.call.in.L + i] : 0.f;
+    const float product = -lse * kLog2e;
+    store_twice(strip + kLseRest, row, dev::fma(-lse, kLog2e, -product) - lse * 1.92596299e-8f);
+    store_twice(strip + kDelta, row, used ? float(-delta * inverse_factor(plan, h)) : 0.f);
   }
 
   struct Block : Sums<kKeyTiles, kPanels> {
@@ -155,9 +164,12 @@ struct Single {
       Operand<4> turned[2];  // dS of key octet r
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        float s[4] = {}, dp[4] = {};
+        float s[4], dp[4] = {};
+        from.quad(kLseRest, 2 * tile + n, s);
 #pragma unroll
         for (int c = 0; c < kPanels; ++c) {
+          // an error of a logit counts as many times as the logit is large: all four terms
+          dev::mma_tf32_16x8x8(s, block.k[m][c].lo, q_b[n][c].lo, s);
           multiply_add(s, block.k[m][c], q_b[n][c]);
           multiply_add(dp, block.v[m][c], o_b[n][c]);
         }
@@ -206,8 +218,7 @@ struct Single {
   }
 
  private:
-  __device__ __forceinline__ static void store_splits(uint32_t offset, float x, float y) {
-    const Split a = split(x), b = split(y);
+  __device__ __forceinline__ static void store_splits(uint32_t offset, Split a, Split b) {
     dev::store_shared(dev::Shared<uint32_t>(offset, 4), 0, uint4{a.hi, a.lo, b.hi, b.lo});
   }
   // channels 2t and 2t + 1 of query g

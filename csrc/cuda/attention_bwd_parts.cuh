@@ -17,6 +17,7 @@ struct Plan {
   int strip;           // queries of a warp in one round, a multiple of 16
   int access;          // elements of one access to global memory: 1, 2, 4 or 8
   float factor;        // of the logits, in units of log 2
+  float factor_rest;   // what rounding took from it
   float keep_factor;   // of the weights that dropout keeps; 1 without dropout
 };
 

@@ -61,7 +61,9 @@ inline Launch plan_backward(const Backward& call, int multiprocessors, int queri
     Plan& plan = launch.plan;
     plan.call = call;
     plan.access = access_of(call);
-    plan.factor = in.scale * kLog2e;
+    const double factor = in.scale * 1.4426950408889634;
+    plan.factor = float(factor);
+    plan.factor_rest = float(factor - plan.factor);
     plan.keep_factor = in.seed == nullptr ? 1.f : in.keep_factor;
     // one warp where it can hold all queries, more where too few heads would leave the device idle
     int warps = 1;
