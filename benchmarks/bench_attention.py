@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import DEVICE, info, relative_error, sync_timer
+from lsmha_fast._ext import cuda_ext_missing
 from lsmha_fast.ops import attention, attention_packed
 from lsmha_fast.ops.attention.op import CHECKS
 
@@ -59,6 +60,8 @@ METHODS = {
 }
 if DEVICE == "cuda":
     METHODS["ours-triton"] = lambda: ours("triton")
+    if cuda_ext_missing() is None:
+        METHODS["ours-cuda"] = lambda: ours("cuda")
     METHODS["sdpa-padded"] = lambda: sdpa(pad=True)
     for name in ("CUDNN", "FLASH", "EFFICIENT"):
         kernel = getattr(SDPBackend, f"{name}_ATTENTION")
@@ -153,8 +156,14 @@ def packed_sdpa(qkv, dropout_p):
     return sdpa()(*unpack(qkv), dropout_p).transpose(1, 2).contiguous()
 
 
+def runs_here(backend):
+    if backend == "cuda":
+        return DEVICE == "cuda" and cuda_ext_missing() is None
+    return backend != "triton" or DEVICE == "cuda"
+
+
 PACKED = {"sdpa": packed_sdpa, "ours": packed(None)} | {
-    f"ours-{name}": packed(name) for name in CHECKS if name != "triton" or DEVICE == "cuda"
+    f"ours-{name}": packed(name) for name in CHECKS if runs_here(name)
 }
 
 
