@@ -115,7 +115,7 @@ struct Single {
           const float* v_row = token<float>(in.v, b, h, shown);
 #pragma unroll
           for (int n = 0; n < kPanels; ++n) {
-            const float2 keys = load_pair(k_row, 2 * t + 8 * n, plan, true);
+            const float2 keys = load_pair(k_row, 2 * t + 8 * n, plan, shown >= 0);
             const float2 values = load_pair(v_row, 2 * t + 8 * n, plan, valid);
             k[m][n].set(r, split(keys.x)), k[m][n].set(r + 2, split(keys.y));
             v[m][n].set(r, split(values.x)), v[m][n].set(r + 2, split(values.y));
@@ -124,7 +124,7 @@ struct Single {
           for (int j = 0; j < 2; ++j) {
             const int across = octet + 2 * t + j;
             const bool present = across < in.S && takes_part(in, b, across);
-            const float* row = token<float>(in.k, b, h, present ? across : other);
+            const float* row = token<float>(in.k, b, h, present ? across : 0);
 #pragma unroll
             for (int n = 0; n < kPanels; ++n) {
               const int c = g + 8 * n;

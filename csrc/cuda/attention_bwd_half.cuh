@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_bwd_parts.cuh"
+#include "attention_fragments.cuh"
 
 namespace attention::bwd {
 
@@ -49,8 +50,7 @@ struct Half {
       delta = dev::fma(dev::unpack_hi<T>(grad[p]), dev::unpack_hi<T>(o[p]), delta);
       const float x = dev::unpack_lo<T>(raw[p]) * plan.factor;
       const float y = dev::unpack_hi<T>(raw[p]) * plan.factor;
-      hi[p] = dev::pack<T>(x, y);
-      lo[p] = dev::pack<T>(x - dev::unpack_lo<T>(hi[p]), y - dev::unpack_hi<T>(hi[p]));
+      split_pair<T>(hi[p], lo[p], x, y);
     }
     delta *= used ? inverse_factor(plan, h) : 0;
     if constexpr (kSpare) {
@@ -84,8 +84,8 @@ struct Half {
     uint32_t k[kM][kKRegs], v[kM][kVRegs], k_right[kM][kN][2];
     uint32_t used;  // bit 2m + r: key row 8r of tile m takes part
 
-    // A key that takes no part shows S^T the key `other`, which does, so that its weights stay
-    // finite; zeros in V and in k_right keep them out of dQ, and finish() out of dK and dV.
+    // A key that takes no part shows S^T the key `other`, which does (zeros where none does), so
+    // that its weights stay finite; zeros in V and in k_right keep them out of dQ, and finish() out of dK and dV.
     __device__ __forceinline__ void load(const Plan& plan, int64_t b, int h, int first, int other) {
       const Inputs& in = plan.call.in;
       const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -100,13 +100,13 @@ struct Half {
           const int shown = valid ? key : other;
           const T *k_row = token<T>(in.k, b, h, shown), *v_row = token<T>(in.v, b, h, shown);
           if constexpr (kWidth == 4) {
-            k[m][r] = load_pair(k_row, t % 2 * 2, plan, true);
+            k[m][r] = load_pair(k_row, t % 2 * 2, plan, shown >= 0);
             const uint32_t ones = dev::pack<T>(1, 1);
             v[m][r] = t < 2 ? load_pair(v_row, 2 * t, plan, valid) : t == 2 && valid ? ones : 0;
           } else {
 #pragma unroll
             for (int n = 0; n < kN; ++n) {
-              k[m][2 * n + r] = load_pair(k_row, 2 * t + 8 * n, plan, true);
+              k[m][2 * n + r] = load_pair(k_row, 2 * t + 8 * n, plan, shown >= 0);
               v[m][2 * n + r] = load_pair(v_row, 2 * t + 8 * n, plan, valid);
             }
           }

@@ -290,11 +290,11 @@ __device__ __forceinline__ bool takes_part(const Inputs& in, int64_t b, int key)
   return !in.key_mask || in.key_mask[b * in.mask_image + key * in.mask_key];
 }
 
-// the image's first key that takes part, or 0
+// the image's first key that takes part, or -1
 __device__ __forceinline__ int first_key(const Inputs& in, int64_t b) {
   int key = 0;
   while (key < in.S && !takes_part(in, b, key)) ++key;
-  return key < in.S ? key : 0;
+  return key < in.S ? key : -1;
 }
 
 __device__ __forceinline__ float output_factor(const Plan& plan, int h) {
