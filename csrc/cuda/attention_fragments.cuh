@@ -164,13 +164,19 @@ __device__ __forceinline__ void load_values(ValueWords<T, kD>& words, const Head
 
 // ---- 16 queries ----
 
+// two neighbouring channels in one access
+template <class T>
+using Pair = std::conditional_t<kSingle<T>, uint2, uint32_t>;
+
 template <class T, int kD>
 struct Queries {
-  // 16-bit types: rows g and g + 8 at the channels of a lane, as the operand's registers
+  // rows g and g + 8 of the queries at the channels of a lane, as the operand's registers
   uint32_t high[kD == 4 ? 2 : kD == 8 || !kSingle<T> ? 4 : 8];
   uint32_t low[kSingle<T> ? kD / 2 : 1];
 
-  __device__ __forceinline__ void load(const T* const (&row)[2], int D, bool pairs, int lane) {
+  // kPairs: D is even and rows are aligned for Pair
+  template <bool kPairs>
+  __device__ __forceinline__ void load(const T* const (&row)[2], int D, int lane) {
     const int t = lane % 4;
     if constexpr (kSingle<T>) {
 #pragma unroll
@@ -182,20 +188,17 @@ struct Queries {
       low[0] = 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        high[i] = pair(row[i], kD == 4 ? 2 * (t % 2) : 2 * t, D, pairs);
+        high[i] = pair<kPairs>(row[i], kD == 4 ? 2 * (t % 2) : 2 * t, D);
         // a register of its own: the compiler would otherwise copy it for every product
         if constexpr (kD == 8) high[2 + i] = dev::shfl(high[i], lane);
-        if constexpr (kD == 16) high[2 + i] = pair(row[i], 2 * t + 8, D, pairs);
+        if constexpr (kD == 16) high[2 + i] = pair<kPairs>(row[i], 2 * t + 8, D);
       }
     }
   }
 
-  static __device__ __forceinline__ uint32_t pair(const T* row, int c, int D, bool pairs) {
-    if (pairs) {
-      if (c >= D) return 0;
-      const auto both = *reinterpret_cast<const Vector<T, 2>*>(row + c);
-      return both.x[0].bits | uint32_t(both.x[1].bits) << 16;
-    }
+  template <bool kPairs>
+  static __device__ __forceinline__ uint32_t pair(const T* row, int c, int D) {
+    if constexpr (kPairs) return c < D ? *reinterpret_cast<const uint32_t*>(row + c) : 0;
     return (c < D ? row[c].bits : 0) | uint32_t(c + 1 < D ? row[c + 1].bits : 0) << 16;
   }
 };

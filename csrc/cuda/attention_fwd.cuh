@@ -18,6 +18,7 @@ namespace attention {
 constexpr int kForwardWarps = 4;
 constexpr int kTile = 32;  // queries: two operands of 16
 constexpr float kInfinity = __builtin_huge_valf();
+constexpr float kNoKeys = -1e30f;  // shift of an empty sum: below any other, and no infinity
 
 struct ForwardPlan {
   Forward call;
@@ -28,7 +29,7 @@ struct ForwardPlan {
   int32_t shared_words;
   int32_t tiles;        // of one head in a block
   bool whole_rows;      // k, v: D = kD and rows aligned for vectors
-  bool query_pairs;     // q: D even and rows aligned for two channels
+  bool query_pairs;     // q: D even and rows aligned for Pair
   bool output_pairs;    // o: the same
 };
 
@@ -300,37 +301,66 @@ __device__ __forceinline__ void load_chunk(const ForwardPlan& plan,
   }
 }
 
-// write a warp's 32 queries
+// the 32 queries of a tile; those beyond the last are computed like it and not written
+template <class T, int kD>
+__device__ __forceinline__ void load_queries(Queries<T, kD> (&q)[2], const ForwardPlan& plan,
+                                             int image, int h, int query, int lane) {
+  const Inputs& in = plan.call.in;
+  const T* head = static_cast<const T*>(in.q.data) + image * in.q.image + h * in.q.head;
+  const T* rows[2][2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    rows[i / 2][i % 2] = head + min(query + 8 * i + lane / 4, in.L - 1) * in.q.row;
+  }
+  if (plan.query_pairs) {
+    q[0].template load<true>(rows[0], in.D, lane);
+    q[1].template load<true>(rows[1], in.D, lane);
+  } else {
+    q[0].template load<false>(rows[0], in.D, lane);
+    q[1].template load<false>(rows[1], in.D, lane);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ Pair<T> pack_pair(float a, float b) {
+  if constexpr (kSingle<T>) {
+    return make_uint2(dev::float_bits(a), dev::float_bits(b));
+  } else {
+    return dev::pack<T>(a, b);
+  }
+}
+
+// write a tile
 template <class T, int kD, class Warp>
 __device__ __forceinline__ void store(const ForwardPlan& plan, const Warp& warp,
                                       const Sums<kD> (&sums)[2], int image, int h, int query) {
   const Forward& call = plan.call;
-  const float head_scale = call.in.head_scale == nullptr ? 1.f : call.in.head_scale[h];
-  T* head = static_cast<T*>(call.o.data) + image * call.o.image + h * call.o.head;
-  float* lse = call.lse + (int64_t(image) * call.in.H + h) * call.in.L;
-  const int g = warp.lane / 4, t = warp.lane % 4;
+  const int g = warp.lane / 4, t = warp.lane % 4, left = call.in.L - query - g, D = call.in.D;
+  float scale = plan.keep_factor;
+  if (call.in.head_scale != nullptr) scale *= call.in.head_scale[h];
+  T* to = static_cast<T*>(call.o.data) + image * call.o.image + h * call.o.head +
+          (query + g) * call.o.row + 2 * t;
+  float* lse = call.lse + (int64_t(image) * call.in.H + h) * call.in.L + query + g;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4; ++i, to += 8 * call.o.row) {
     const Sums<kD>& from = sums[i / 2];
-    const int row = i % 2, place = query + 8 * i + g;
+    const int row = i % 2;
     const float sum = warp.weight_sum(from, row);
-    if (place >= call.in.L) continue;
-    const bool empty = sum == 0.f;
-    float inverse = dev::rcp(sum);
-    inverse = dev::fma(inverse, dev::fma(-sum, inverse, 1.f), inverse);
-    const float factor = empty ? 0.f : inverse * (head_scale * plan.keep_factor);
-    if (t == 0) lse[place] = empty ? -kInfinity : (dev::log2(sum) + from.shift[row]) * kLn2;
-    T* to = head + place * call.o.row;
+    float factor = dev::rcp(sum);
+    if constexpr (kSingle<T>) factor = dev::fma(factor, dev::fma(-sum, factor, 1.f), factor);
+    factor = sum == 0.f ? 0.f : factor * scale;
+    const bool inside = 8 * i < left;
+    // the logarithm of 0 is -inf, which a row without keys shall have
+    if (inside && t == 0) lse[8 * i] = (dev::log2(sum) + from.shift[row]) * kLn2;
 #pragma unroll
     for (int n = 0; n < Warp::kBlocks; ++n) {
       const int c = 8 * n + 2 * t;
-      const T a = dev::from_float<T>(from.values[n][2 * row] * factor);
-      const T b = dev::from_float<T>(from.values[n][2 * row + 1] * factor);
+      const float a = from.values[n][2 * row] * factor, b = from.values[n][2 * row + 1] * factor;
       if (plan.output_pairs) {
-        if (c < call.in.D) *reinterpret_cast<Vector<T, 2>*>(to + c) = {a, b};
+        if (inside && c < D) *reinterpret_cast<Pair<T>*>(to + 8 * n) = pack_pair<T>(a, b);
       } else {
-        if (c < call.in.D) to[c] = a;
-        if (c + 1 < call.in.D) to[c + 1] = b;
+        if (inside && c < D) to[8 * n] = dev::from_float<T>(a);
+        if (inside && c + 1 < D) to[8 * n + 1] = dev::from_float<T>(b);
       }
     }
   }
@@ -364,52 +394,49 @@ __global__ void
     warp.addend = keep_addend(in.threshold);
   }
 
+  const bool whole = plan.chunk >= in.S;  // all keys at once
   bool loaded = false, exact = false;
+  int substitute = 0;
   for (int turn = 0; turn < plan.tiles; turn += warps) {
     const int tile = blockIdx.y * plan.tiles + turn + share, query = tile * kTile;
     const bool busy = turn + share < plan.tiles && query < in.L && h < in.H;
     Queries<T, kD> q[2];
-    if (busy) {
-      const T* from = static_cast<const T*>(in.q.data) + image * in.q.image + h * in.q.head;
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const T* rows[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          // rows beyond the last are computed like it and not written
-          const int row = min(query + 16 * r + 8 * i + warp.lane / 4, in.L - 1);
-          rows[i] = from + row * in.q.row;
-        }
-        q[r].load(rows, in.D, plan.query_pairs, warp.lane);
-      }
-    }
-    Sums<kD> all[2] = {};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) all[i / 2].shift[i % 2] = -kInfinity;
+    if (busy) load_queries(q, plan, image, h, query, warp.lane);
+    Sums<kD> all[2];
     for (int begin = 0; begin < in.S; begin += plan.chunk) {
       const int count = min(plan.chunk, in.S - begin), groups = (count + kGroup - 1) / kGroup;
-      const int substitute = first_key(in, image, begin, count, warp.lane);
-      const uint32_t head_words = Layout<T, kD>::head_words(in.D, groups);
-      if (!loaded || plan.chunk < in.S) {
+      if (!loaded || !whole) {
         if (loaded) dev::block_barrier();
+        substitute = first_key(in, image, begin, count, warp.lane);
         if (substitute >= 0) {
           load_chunk<T, kD>(plan, memory, image, first_head, begin, count, substitute);
         }
         dev::block_barrier();
         loaded = true;
       }
-      if (!busy || substitute < 0) continue;
-      const uint32_t start = local * head_words;
+      if (!busy) continue;
+      const uint32_t start = local * Layout<T, kD>::head_words(in.D, groups);
       warp.head = {memory, start, start + groups * Layout<T, kD>::kKeyGroup};
-      Sums<kD> sums[2];
-      if (!exact) {
-        warp.peak = 0.f;
-        warp.template attend<false>(sums, q, query, begin, groups);
-        exact = !warp.sound(sums);
-      }
-      if (exact) warp.template attend<true>(sums, q, query, begin, groups);
+      Sums<kD> sums[2] = {};
+      if (substitute < 0) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) merge(all[r], sums[r]);
+        for (int i = 0; i < 4; ++i) sums[i / 2].shift[i % 2] = kNoKeys;
+      } else {
+        if (!exact) {
+          warp.peak = 0.f;
+          warp.template attend<false>(sums, q, query, begin, groups);
+          exact = !warp.sound(sums);
+        }
+        if (exact) warp.template attend<true>(sums, q, query, begin, groups);
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (begin == 0) {
+          all[r] = sums[r];
+        } else {
+          merge(all[r], sums[r]);
+        }
+      }
     }
     if (busy) store<T, kD>(plan, warp, all, image, h, query);
   }

@@ -81,10 +81,12 @@ def test_every_option(D, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", [4, 16])
 def test_keys_in_chunks(D, dtype):
-    """Each with row maxima of its own; one image has no keys in the second chunk."""
-    a = make((3, 1, 40, 200, D), dtype, masked=True, dropout_p=0.3)
-    a.key_mask[1, 64:128] = False
+    """Each with row maxima of its own; one image has keys in the third chunk only."""
+    a = make((3, 1, 40, 250, D), dtype, masked=True, dropout_p=0.3)
+    a.key_mask[1, :128] = a.key_mask[1, 192:] = False
     assert_exact(a, keys=64)
+    q, k = torch.ones_like(a.q), (a.k / 4 - 20).to(dtype)
+    assert_exact(a._replace(q=q, k=k), keys=64)
 
 
 @needs_compiler
