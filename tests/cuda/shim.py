@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ KERNELS = ROOT / "csrc/cuda"
 BUILD = ROOT / "build/shim"
 COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 FLAGS = [
-    *("-std=c++20", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing"),
+    *("-std=c++20", "-Og", "-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing"),
     # a product and a sum are rounded apart, as written: dev::fma is the fused one
     "-ffp-contract=off",
     *("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
@@ -63,6 +64,7 @@ def build(source: str | Path, *flags: str) -> Path:
     binary = BUILD / f"{source.stem}-{digest(source, command)}"
     if not binary.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
+        _forget_old(BUILD)
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
             out = Path(folder, "harness")
             done = subprocess.run(
@@ -72,6 +74,13 @@ def build(source: str | Path, *flags: str) -> Path:
                 raise KernelError(f"{source.name} does not compile:\n{done.stderr[:8000]}")
             out.rename(binary)
     return binary
+
+
+def _forget_old(folder: Path, days: float = 3) -> None:
+    """Remove what was built from texts that have changed since."""
+    for path in folder.iterdir():
+        if path.is_file() and time.time() - path.stat().st_mtime > days * 86400:
+            path.unlink(missing_ok=True)
 
 
 def digest(source: Path, command: list[str]) -> str:
