@@ -94,7 +94,7 @@ __device__ __forceinline__ float unpack_hi(uint32_t x) {
   return to_float(T{uint16_t(x >> 16)});
 }
 
-// round to tf32, ties away from zero; mma_tf32 ignores the 13 low bits of what was not rounded
+// round to tf32, ties away from zero; the 13 low bits are any, and mma_tf32 ignores them
 __device__ __forceinline__ uint32_t to_tf32(float x) {
   uint32_t r;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));

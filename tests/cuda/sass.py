@@ -51,13 +51,17 @@ class Kernel:
     registers: int
     stack: int
     spills: int
-    local_accesses: int
+    instructions: Counter
     loops: tuple[Loop, ...]
 
     @property
     def loop(self) -> Loop:
         """The longest innermost loop."""
         return max(self.loops, key=lambda loop: loop.slots)
+
+    @property
+    def local_accesses(self) -> int:
+        return sum(n for op, n in self.instructions.items() if op.startswith(("LDL", "STL")))
 
     def assert_clean(self, registers: int = 255) -> None:
         """No spills, no local memory, at most so many registers per thread."""
@@ -198,8 +202,8 @@ _INSTRUCTION = re.compile(
 
 
 def _kernel(name, registers, stack, spills, instructions):
-    local = sum(op.startswith(("LDL", "STL")) for _, op, _, _ in instructions)
-    return Kernel(name, registers, stack, spills, local, tuple(_innermost(instructions)))
+    opcodes = Counter(op for _, op, _, _ in instructions if op != "NOP")
+    return Kernel(name, registers, stack, spills, opcodes, tuple(_innermost(instructions)))
 
 
 def _innermost(instructions):

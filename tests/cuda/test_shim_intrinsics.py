@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cuda_toolkit
 import pytest
+import sass
 import shim
 import torch
 
@@ -253,6 +254,28 @@ def test_asynchronous_copies(host):
     expected = words[..., :7].clone()
     expected[:, 1::2] = 0
     assert torch.equal(host("copy", words)[..., :7], expected)
+
+
+@pytest.mark.skipif(sass.unusable() is not None, reason=str(sass.unusable()))
+@pytest.mark.parametrize("arch", sass.ARCHITECTURES)
+def test_every_intrinsic_compiles_to_its_instruction(arch):
+    [kernel] = sass.compile_kernels(HERE / "intrinsics.cu", arch).values()
+    kernel.assert_clean()
+    expected = INSTRUCTIONS + PACKS[arch]
+    assert [name for name in expected if not kernel.instructions.get(name)] == []
+
+
+INSTRUCTIONS = [
+    *("HMMA.1688.F32.BF16", "HMMA.1688.F32", "HMMA.16816.F32.BF16", "HMMA.16816.F32"),
+    *("HMMA.1684.F32.TF32", "HMMA.1688.F32.TF32", "MOVM.16.MT88", "LDSM.16.M88.4"),
+    *("LDSM.16.MT88.4", "LDSM.16.M88.2", "LDSM.16.MT88.2", "SHFL.BFLY", "SHFL.IDX"),
+    *("MUFU.EX2", "MUFU.LG2", "MUFU.RCP", "FFMA", "PRMT"),
+    *("LDGSTS.E.BYPASS.128", "LDGSTS.E.64", "LDGSTS.E"),
+]
+PACKS = {
+    "sm_80": ["F2FP.BF16.PACK_AB", "F2FP.PACK_AB"],
+    "sm_90a": ["F2FP.BF16.F32.PACK_AB", "F2FP.F16.F32.PACK_AB"],
+}
 
 
 @pytest.fixture(scope="module")
