@@ -1,5 +1,5 @@
-// lsmha_fast_C_cuda::attention and its gradient: tensors in, kernel arguments out. Outputs are given
-// by the caller.
+// lsmha_fast_C_cuda::attention and its gradient: tensors in, kernel arguments out. Outputs are
+// given by the caller.
 
 #include "attention.h"
 
@@ -18,7 +18,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// one (B, H, N, D) tensor of the call; N < 0: any
+// one (B, H, N, D) tensor of the call
 template <class Pointer>
 attention::Rows<Pointer> rows(const Tensor& t, const Tensor& like, int64_t N, const char* name) {
   STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index() &&
@@ -43,12 +43,15 @@ struct Options {
   double keep_factor, scale;
 };
 
-attention::Inputs inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Options& options) {
-  STD_TORCH_CHECK(q.is_cuda() && q.dim() == 4 && k.dim() == 4, "q, k must be CUDA tensors with 4 dims");
+attention::Inputs inputs(const Tensor& q, const Tensor& k, const Tensor& v,
+                         const Options& options) {
+  STD_TORCH_CHECK(q.is_cuda() && q.dim() == 4 && k.dim() == 4,
+                  "q, k must be CUDA tensors with 4 dims");
   const int64_t B = q.size(0), H = q.size(1), L = q.size(2), S = k.size(2), D = q.size(3);
   STD_TORCH_CHECK(q.numel() > 0 && S > 0 && D <= attention::kMaxHeadDim && B * H < 1 << 30 &&
                       L < 1 << 30 && S < 1 << 30,
-                  "expected 1 to ", attention::kMaxHeadDim, " channels and 1 to 2^30 of B H, L and S");
+                  "expected 1 to ", attention::kMaxHeadDim,
+                  " channels and 1 to 2^30 of B H, L and S");
   attention::Inputs in{};
   in.q = rows<const void*>(q, q, L, "q");
   in.k = rows<const void*>(k, q, S, "k");
@@ -136,11 +139,11 @@ void backward(Tensor grad_o, Tensor q, Tensor k, Tensor v, OptionalTensor key_ma
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lsmha_fast_C_cuda, m) {
-  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? head_scale, Tensor? seed,"
-        " int threshold, float keep_factor, float scale, Tensor(a!) o, Tensor(b!) lse) -> ()");
+  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? head_scale,"
+        " Tensor? seed, int threshold, float keep_factor, float scale, Tensor(a!) o, Tensor(b!) lse) -> ()");
   m.def("attention_backward(Tensor grad_o, Tensor q, Tensor k, Tensor v, Tensor? key_mask,"
-        " Tensor? head_scale, Tensor? seed, int threshold, float keep_factor, float scale, Tensor o,"
-        " Tensor lse, Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v,"
+        " Tensor? head_scale, Tensor? seed, int threshold, float keep_factor, float scale,"
+        " Tensor o, Tensor lse, Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v,"
         " Tensor(d!)? grad_head_scale) -> ()");
 }
 

@@ -1,8 +1,8 @@
 // Keys and values of a few heads in shared memory, in the order in which tensor-core operands are
 // read, and the products with them.
 //
-// A group is 32 keys, four blocks m of 8. Lane (g = lane / 4, t = lane % 4) reads as vectors of four
-// words:
+// A group is 32 keys, four blocks m of 8. Lane (g = lane / 4, t = lane % 4) reads, in vectors of
+// four words:
 //   keys    key 8m + g, kKeyWords words: its channels, times the logits' factor, as high and low
 //           part in the operand's type, so that the factor costs no accuracy
 //   values  keys 8m + 2t and 8m + 2t + 1 of channel g, kValueWords words. Row D of the values holds

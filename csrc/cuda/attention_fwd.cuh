@@ -6,8 +6,8 @@
 // their registers.
 //
 // Softmax needs no row maximum while 2^score stays in the range of floats: a tile is first computed
-// without one, and its row sums tell whether that was sound. If not, the tile is computed again with
-// exact maxima, and so are the later tiles of that warp.
+// without one, and its row sums tell whether that was sound. If not, the tile is computed again
+// with exact maxima, and so are the later tiles of that warp.
 
 #pragma once
 
