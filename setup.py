@@ -92,7 +92,8 @@ def cuda_extension():
     cuda = CUDAExtension("lsmha_fast._C_cuda", sources, depends=depends, py_limited_api=True)
     kernels = sum(name.endswith(".cu") for name in sources)
     # where there are more cores than files, the machine code of two GPUs at once
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    given = os.environ.get("MAX_JOBS", "")
+    jobs = int(given) if given.isdigit() else os.cpu_count() or 1
     threads = ["--threads=2"] if jobs >= 2 * kernels else []
     defines = ["-DUSE_CUDA", f'-DLSMHA_CUDA_ARCHITECTURES="{listed}"']
     # nvcc passes on what is for the host compiler alone

@@ -122,23 +122,35 @@ def test_with_a_toolkit_there_are_cuda_kernels(toolkit):
     assert done.stdout == "extensions: ['lsmha_fast._C', 'lsmha_fast._C_cuda']\n", done.stderr
 
 
-@pytest.mark.parametrize("given", [None, "9.0a", "8.6 9.0+PTX"])
-def test_architectures_default_and_are_obeyed(toolkit, given):
-    show = """
+# prints what the CUDA extension would be compiled with
+SHOW_FLAGS = (
+    SHOW.replace("lambda **k:", "lambda **k: globals().update(found=k['ext_modules']) or")
+    + """
 [cuda] = [e for e in found if e.name.endswith("_C_cuda")]
 import os
 print(os.environ["TORCH_CUDA_ARCH_LIST"])
 print([f for f in cuda.extra_compile_args["cxx"] if "ARCH" in f])
+print("--threads=2" in cuda.extra_compile_args["nvcc"])
 """
-    code = built_with("13.0") + SHOW.replace(
-        "lambda **k:", "lambda **k: globals().update(found=k['ext_modules']) or"
-    )
+)
+
+
+@pytest.mark.parametrize("given", [None, "9.0a", "8.6 9.0+PTX"])
+def test_architectures_default_and_are_obeyed(toolkit, given):
     env = dict(CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=given)
-    done = python(code + show, **env)
+    done = python(built_with("13.0") + SHOW_FLAGS, **env)
     expected = given or "8.0;9.0a"
-    _, listed, define = done.stdout.splitlines()
-    assert listed == expected
-    assert define == repr([f'-DLSMHA_CUDA_ARCHITECTURES="{expected}"'])
+    assert done.stdout.splitlines()[1:3] == [
+        expected,
+        repr([f'-DLSMHA_CUDA_ARCHITECTURES="{expected}"']),
+    ]
+
+
+@pytest.mark.parametrize("jobs", [1, 1000])
+def test_max_jobs_is_obeyed_by_nvcc_too(toolkit, jobs):
+    env = dict(CUDA_HOME=str(toolkit), MAX_JOBS=str(jobs))
+    done = python(built_with("13.0") + SHOW_FLAGS, **env)
+    assert done.stdout.splitlines()[-1] == str(jobs > 1)
 
 
 def test_without_a_toolkit_auto_says_so_and_require_fails(tmp_path):

@@ -122,7 +122,7 @@ def _compile(source, command, folder):
 
 def library_usage(library: str | Path) -> list[tuple[str, str, int, int]]:
     """(architecture, kernel, registers, bytes of local memory) of all machine code in a library."""
-    command = [_tool("cuobjdump"), "--dump-resource-usage", library]
+    command = [tool("cuobjdump"), "--dump-resource-usage", library]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = []
     for part in text.split("\narch = ")[1:]:
@@ -135,10 +135,10 @@ def library_usage(library: str | Path) -> list[tuple[str, str, int, int]]:
 
 
 def _disassembler() -> str | None:
-    return _tool("nvdisasm")
+    return tool("nvdisasm")
 
 
-def _tool(name: str) -> str | None:
+def tool(name: str) -> str | None:
     """A program of the toolkit, else the one that Triton brings, else None."""
     root = cuda_toolkit.find()
     if isinstance(root, Path) and (root / "bin" / name).is_file():

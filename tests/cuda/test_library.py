@@ -7,7 +7,7 @@ import sass
 
 from lsmha_fast import _ext
 
-reason = _ext.cuda_ext_missing() or (sass._tool("cuobjdump") is None and "no cuobjdump") or None
+reason = _ext.cuda_ext_missing() or (sass.tool("cuobjdump") is None and "no cuobjdump") or None
 pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
