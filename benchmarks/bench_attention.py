@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import DEVICE, info, relative_error, sync_timer
-from lsmha_fast._ext import ext_missing
+from lsmha_fast._ext import cuda_ext_missing, ext_missing
 from lsmha_fast.ops import attention, attention_packed
 from lsmha_fast.ops.attention.op import CHECKS
 
@@ -69,6 +69,8 @@ if DEVICE == "cpu" and ext_missing() is None:
     METHODS["ours-cpp"] = lambda: ours("cpp")
 if DEVICE == "cuda":
     METHODS["ours-triton"] = lambda: ours("triton")
+    if cuda_ext_missing() is None:
+        METHODS["ours-cuda"] = lambda: ours("cuda")
     METHODS["sdpa-padded"] = lambda: sdpa(pad=True)
     for name in ("CUDNN", "FLASH", "EFFICIENT"):
         kernel = getattr(SDPBackend, f"{name}_ATTENTION")
@@ -163,11 +165,16 @@ def packed_sdpa(qkv, dropout_p):
     return sdpa()(*unpack(qkv), dropout_p).transpose(1, 2).contiguous()
 
 
-NEEDS = {"triton": "cuda", "cpp": "cpu"}
+def runs_here(backend):
+    if backend == "cuda":
+        return DEVICE == "cuda" and cuda_ext_missing() is None
+    if backend == "cpp":
+        return DEVICE == "cpu" and ext_missing() is None
+    return backend != "triton" or DEVICE == "cuda"
+
+
 PACKED = {"sdpa": packed_sdpa, "ours": packed(None)} | {
-    f"ours-{name}": packed(name)
-    for name in CHECKS
-    if NEEDS.get(name, DEVICE) == DEVICE and (name != "cpp" or ext_missing() is None)
+    f"ours-{name}": packed(name) for name in CHECKS if runs_here(name)
 }
 
 

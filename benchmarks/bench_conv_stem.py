@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import DEVICE, info, relative_error, sync_timer
+from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import conv_stem
 
 # B, Cin, C, pixels, kernel, stride, padding: CCT-7/3x1, the second layer of 3x2, 7x2 at 224 pixels
 SHAPES = {
-    "cpu": [(32, 3, 64, 32, 3, 1, 1)],
+    "cpu": [(1, 3, 256, 32, 3, 1, 1), (16, 3, 256, 32, 3, 1, 1), (32, 3, 64, 32, 3, 1, 1)],
     "cuda": [
         (1024, 3, 256, 32, 3, 1, 1),
         (1024, 64, 128, 16, 3, 1, 1),
@@ -42,8 +43,12 @@ METHODS = {
     "compile": lambda: torch.compile(channels_last, dynamic=False),
     "reference": lambda: ours("reference"),
     "triton": lambda: ours("triton"),
+    "cpp": lambda: ours("cpp"),
 }
-MARKS = {"triton": pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")}
+MARKS = {
+    "triton": pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device"),
+    "cpp": pytest.mark.skipif(DEVICE != "cpu" or ext_missing() is not None, reason="needs a CPU"),
+}
 methods = pytest.mark.parametrize(
     "method", [pytest.param(m, marks=MARKS.get(m, ())) for m in METHODS]
 )

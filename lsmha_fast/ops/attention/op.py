@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from ..._ext import cpp_check
+from ..._ext import cpp_check, cuda_check
 from .._dispatch import Check, always, resolve_backend, triton_check
 from .registration import Attention, AttentionPacked, AttentionWeights
 
 # the kernels are built and checked for spills up to here; the project's heads are 1 to 64 wide
 TRITON_MAX_HEAD_DIM = 64
+# channels that the widest operands of the kernels have room for
+CUDA_MAX_HEAD_DIM = 16
 # FlashAttention-2 computes 32 channels whatever the head dim is; below, the Triton kernel's 16 win
 SDPA_MIN_HEAD_DIM = 32
 # Widest head that the native CPU kernels take by default, by PyTorch's name of the instruction set.
@@ -54,11 +56,21 @@ def _cpp_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     return cpp_check(q, (torch.float32, torch.bfloat16, torch.float64))
 
 
+def _cuda_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
+    """Reason why the CUDA kernels cannot take this call, or None."""
+    if bias is not None:
+        return "its kernels take no bias; use 'triton' or 'reference'"
+    if q.shape[3] > CUDA_MAX_HEAD_DIM:
+        return f"head dim {q.shape[3]} exceeds {CUDA_MAX_HEAD_DIM}; use 'triton' or 'sdpa'"
+    return cuda_check(q, (torch.float32, torch.float16, torch.bfloat16))
+
+
 CHECKS: dict[str, Check] = {
     "reference": always,
     "sdpa": _sdpa_check,
     "triton": _triton_check,
     "cpp": _cpp_check,
+    "cuda": _cuda_check,
 }
 WEIGHTS_CHECKS: dict[str, Check] = {"reference": always}
 
@@ -77,7 +89,7 @@ def _order(q: Tensor) -> tuple[str, ...]:
     """Backends to try, fastest first; Triton on a CPU is the slow interpreter: on request only."""
     if q.device.type == "cuda":
         small = q.shape[3] < SDPA_MIN_HEAD_DIM
-        return ("triton", "sdpa") if small else ("sdpa", "triton")
+        return ("cuda", "triton", "sdpa") if small else ("sdpa", "triton")
     if q.device.type != "cpu":
         return ()
     if q.dtype == torch.float64:  # the native kernel for it is there to check gradients
@@ -109,7 +121,8 @@ def attention(
             come from torch's generator of the device; apply it in training only.
         scale: factor of the logits, finite and > 0; by default D^-0.5.
         head_scale: (H,) float, multiplies each head's output; 0 silences a head.
-        backend: "reference", "sdpa", "triton" or "cpp"; by default the fastest one for this call.
+        backend: "reference", "sdpa", "triton", "cpp" or "cuda"; by default the fastest one for this
+            call.
 
     Returns:
         (B, H, L, D) in the dtype of `q`, in memory (B, L, H, D): merging the heads copies nothing.

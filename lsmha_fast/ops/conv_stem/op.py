@@ -8,14 +8,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..._ext import cpp_check
 from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
 from .common import window_count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# products in one sum of the native CPU kernels, which keep a patch in vectors
+CPP_DEPTH = 47
+
+
+def _cpp_check(x, weight):
+    if weight[0].numel() > CPP_DEPTH:
+        return f"it sums at most {CPP_DEPTH} products, weight is {tuple(weight.shape)}"
+    return cpp_check(x, (torch.float32, torch.bfloat16))
+
+
 CHECKS = {
     "reference": always,
-    "triton": lambda x: triton_check(x, DTYPES),
+    "triton": lambda x, *_: triton_check(x, DTYPES),
+    "cpp": _cpp_check,
 }
+# by device, fastest first; Triton's interpreter is for tests that name it
+ORDER = {"cuda": ("triton",), "cpu": ("cpp",)}
 
 
 class Pool(NamedTuple):
@@ -120,7 +134,7 @@ def conv_stem(
         stride: step of the convolution in pixels.
         padding: border of zeros in pixels.
         pool: (kernel, stride, padding) of the pooling, kernel at most 15; None for no pooling.
-        backend: "reference" or "triton"; by default the fastest one for `x.device`.
+        backend: "reference", "triton" or "cpp"; by default the fastest one for `x.device`.
 
     Returns:
         Tokens, (B, N, C), row by row, in the dtype of `x`.
@@ -131,9 +145,8 @@ def conv_stem(
     """
     pool = NO_POOL if pool is None else Pool(*pool)
     _check(x, weight, bias, stride, padding, pool)
-    # the interpreter makes Triton possible on a CPU, never fast
-    order = ("triton",) if x.is_cuda else ()
-    backend = resolve_backend("conv_stem", backend, CHECKS, order, x)
+    order = ORDER.get(x.device.type, ())
+    backend = resolve_backend("conv_stem", backend, CHECKS, order, x, weight)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _ConvStem.apply(x, weight, bias, stride, padding, list(pool), backend)
