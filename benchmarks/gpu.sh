@@ -42,6 +42,7 @@ stage info 30 python3 -m lsmha_fast.info
 workers=$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null)
 stage tests 160 python3 -m pytest tests -m gpu -q --maxfail=10 $workers
 bench attention 140
+stage micro 20 python3 benchmarks/micro/run.py "$out/micro.json"
 bench head_class_sums 40
 bench conv_stem 50
 bench seq_pool 40
