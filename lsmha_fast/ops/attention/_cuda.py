@@ -45,7 +45,9 @@ def attention_backward(
         do, q, k, v, *_options(a), o, lse, dq, dk, dv, share
     )
     empty = a.q.new_empty(0)
-    return empty, empty if share is None else share.sum(0).to(a.head_scale.dtype)
+    if a.head_scale is None or share is None:
+        return empty, empty
+    return empty, share.sum(0).to(a.head_scale.dtype)
 
 
 def _options(a: Inputs) -> tuple:
