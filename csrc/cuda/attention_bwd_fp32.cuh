@@ -140,17 +140,13 @@ struct Single {
                                                const TileBits& random, float (&dq)[kPanels][4]) {
     uint32_t words[4][4];
     if constexpr (kDropout) random.draw<kKeyTiles>(tile, words);
-    Operand<2> q_b[2][kPanels], o_b[2][kPanels], q_t[2][kPanels], o_t[2][kPanels];
-    float lse[2][4], delta[2][4];
+    Operand<2> q_b[2][kPanels], o_b[2][kPanels];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      from.quad(kLse, 2 * tile + n, lse[n]);
-      from.quad(kDelta, 2 * tile + n, delta[n]);
 #pragma unroll
       for (int c = 0; c < kPanels; ++c) {
         const uint32_t at = (16 * tile + 8 * n) * kRow + 64 * c;
         load_along(from, kQ + at, q_b[n][c]), load_along(from, kDo + at, o_b[n][c]);
-        load_across(from, kQ + at, q_t[n][c]), load_across(from, kDo + at, o_t[n][c]);
       }
     }
 #pragma unroll
@@ -169,14 +165,16 @@ struct Single {
           multiply_add(dp, block.v[m][c], o_b[n][c]);
         }
         Operand<4> p_left, ds_left;
-        float ds[4];
+        float lse[4], delta[4], ds[4];
+        from.quad(kLse, 2 * tile + n, lse);
+        from.quad(kDelta, 2 * tile + n, delta);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {  // row g + 8 (e / 2), query 2t + e % 2
           const int register_of = e / 2 + e % 2 * 2;
-          float p = dev::exp2(s[e] + lse[n][e]), from_delta = dp[e] + delta[n][e];
+          float p = dev::exp2(s[e] + lse[e]), from_delta = dp[e] + delta[e];
           if constexpr (kDropout) {
             const bool keep = words[2 * n + e % 2][m] >> (e / 2 ? 31 : 15) & 1;
-            from_delta = keep ? from_delta : delta[n][e];
+            from_delta = keep ? from_delta : delta[e];
             ds[e] = p * from_delta;
             p = keep ? p : 0.f;
           } else {
@@ -187,8 +185,12 @@ struct Single {
         }
 #pragma unroll
         for (int c = 0; c < kPanels; ++c) {
-          multiply_add(dv[c], p_left, o_t[n][c]);
-          multiply_add(dk[c], ds_left, q_t[n][c]);
+          const uint32_t at = (16 * tile + 8 * n) * kRow + 64 * c;
+          Operand<2> right;
+          load_across(from, kDo + at, right);
+          multiply_add(dv[c], p_left, right);
+          load_across(from, kQ + at, right);
+          multiply_add(dk[c], ds_left, right);
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {

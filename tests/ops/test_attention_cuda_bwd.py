@@ -271,6 +271,14 @@ REGISTERS = {  # (channels, dropout) of 16 bits: so that as many blocks fit as t
     (8, True): 255,
     (16, True): 255,
 }
+TILES = {  # keys and queries of a block: (channels, dropout)
+    (4, False): (32, 256),
+    (8, False): (32, 256),
+    (16, False): (32, 128),
+    (4, True): (64, 128),
+    (8, True): (64, 128),
+    (16, True): (64, 48),
+}
 SLOTS = {  # per score: (channels, dropout, exponentials of 8 by polynomial)
     (4, False, 0): 4.9,
     (4, False, 2): 6.6,
@@ -310,7 +318,7 @@ def test_instructions_per_score(tmp_path):
         case: f"Half<dev::Bf16, {case[0]}, {str(case[1]).lower()}, {case[2]}>" for case in SLOTS
     }
     lines = ["template <class M> struct Fewer : M {"]
-    lines += ["  static constexpr int kQueries = M::kQueries - 32;", "};"]
+    lines += ["  static constexpr int kQueries = M::kQueries / 32 * 16;", "};"]
     for method in methods.values():
         for m in (method, f"Fewer<{method}>"):
             lines.append(f"template __global__ void attention_backward<{m}>(const Plan);")
@@ -320,16 +328,14 @@ def test_instructions_per_score(tmp_path):
     kernels = sass.compile_kernels(source, "sm_90a")
     loops = {_plain(name).replace("attention::bwd::", ""): k.loop for name, k in kernels.items()}
     for case, budget in SLOTS.items():
-        whole = [loops[n] for n in loops if f"<{methods[case]} >" in n and "Fewer" not in n]
-        fewer = [loops[n] for n in loops if f"Fewer<{methods[case]} >" in n]
-        keys = 64 if case[1] else 32
-        per_score = [
-            (a - b) * 32 / (keys * 32)
-            for a, b in (
-                (whole[0].slots, fewer[0].slots),
-                (whole[0].count("MUFU.EX2"), fewer[0].count("MUFU.EX2")),
-            )
-        ]
-        assert per_score[1] == 1 - case[2] / 8
-        assert per_score[0] <= budget, (case, per_score)
-        print(case, per_score)
+        whole, fewer = (
+            next(loop for name, loop in loops.items() if f"attention_backward<{m} >" in name)
+            for m in (f"{methods[case]}", f"Fewer<{methods[case]} >")
+        )
+        keys, queries = TILES[case[:2]]
+        scores = keys * (queries - queries // 32 * 16) / 32  # of one lane
+        exponentials = whole.count("MUFU.EX2") - fewer.count("MUFU.EX2")
+        assert exponentials / scores == 1 - case[2] / 8
+        slots = (whole.slots - fewer.slots) / scores
+        assert slots <= budget, (case, slots)
+        print(case, slots)
