@@ -140,7 +140,8 @@ void backward(Tensor grad_o, Tensor q, Tensor k, Tensor v, OptionalTensor key_ma
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lsmha_fast_C_cuda, m) {
   m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor? head_scale,"
-        " Tensor? seed, int threshold, float keep_factor, float scale, Tensor(a!) o, Tensor(b!) lse) -> ()");
+        " Tensor? seed, int threshold, float keep_factor, float scale, Tensor(a!) o,"
+        " Tensor(b!) lse) -> ()");
   m.def("attention_backward(Tensor grad_o, Tensor q, Tensor k, Tensor v, Tensor? key_mask,"
         " Tensor? head_scale, Tensor? seed, int threshold, float keep_factor, float scale,"
         " Tensor o, Tensor lse, Tensor(a!) grad_q, Tensor(b!) grad_k, Tensor(c!) grad_v,"

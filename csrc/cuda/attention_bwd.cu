@@ -11,6 +11,7 @@ int64_t backward_sums(const Backward& call) {
 }
 
 int launch_backward(const Backward& call, void* stream) {
+  if (!bwd::offsets_fit(call)) return cudaErrorInvalidValue;
   int device = 0, multiprocessors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;

@@ -55,9 +55,8 @@ template <class Method>
 __device__ __forceinline__ float finish(const typename Method::Block& block, const Plan& plan,
                                         int64_t b, int h, int first, float factor, bool stored) {
   using T = typename Method::Type;
-  const Inputs& in = plan.call.in;
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const float k_factor = Method::k_factor(plan);
+  const int S = plan.call.in.S, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const float k_factor = factor * Method::k_factor(plan);
   float weight = 0;
 #pragma unroll
   for (int m = 0; m < Method::kKeyTiles; ++m)
@@ -65,25 +64,21 @@ __device__ __forceinline__ float finish(const typename Method::Block& block, con
     for (int n = 0; n < Method::kPanels; ++n)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int key = first + 16 * m + 8 * r + g;
-        const float mine = block.used >> (2 * m + r) & 1 ? factor : 0;
-        float dk_lo = block.dk[m][n][2 * r], dk_hi = block.dk[m][n][2 * r + 1];
-        const float dv_lo = block.dv[m][n][2 * r], dv_hi = block.dv[m][n][2 * r + 1];
+        const int key = first + 16 * m + 8 * r + g, c = 2 * t + 8 * n;
+        float2 dk = {block.dk[m][n][2 * r], block.dk[m][n][2 * r + 1]};
+        float2 dv = {block.dv[m][n][2 * r], block.dv[m][n][2 * r + 1]};
         if constexpr (Method::kSpare) {
-          dk_lo += dev::shfl_xor(dk_lo, 2);
-          dk_hi += dev::shfl_xor(dk_hi, 2);
+          dk.x += dev::shfl_xor(dk.x, 2);
+          dk.y += dev::shfl_xor(dk.y, 2);
         }
-        if (Method::Block::holds_channels()) {
-          const float2 value = block.value(m, n, r);
-          weight = dev::fma(dv_lo, value.x, weight);
-          weight = dev::fma(dv_hi, value.y, weight);
-          const bool valid = stored && key < in.S;
-          const int c = 2 * t + 8 * n;
-          store_pair(token<T>(plan.call.grad_k, b, h, key), c, plan, valid,
-                     mine * k_factor * dk_lo, mine * k_factor * dk_hi);
-          store_pair(token<T>(plan.call.grad_v, b, h, key), c, plan, valid, mine * dv_lo,
-                     mine * dv_hi);
-        }
+        if (!(block.used >> (2 * m + r) & 1)) dk = dv = {0, 0};
+        const bool valid = stored && key < S && Method::Block::holds_channels();
+        const float2 value = block.value(m, n, r);
+        if (valid) weight = dev::fma(dv.y, value.y, dev::fma(dv.x, value.x, weight));
+        store_pair(token<T>(plan.call.grad_k, b, h, key), c, plan, valid, k_factor * dk.x,
+                   k_factor * dk.y);
+        store_pair(token<T>(plan.call.grad_v, b, h, key), c, plan, valid, factor * dv.x,
+                   factor * dv.y);
       }
   return weight;
 }
@@ -163,9 +158,9 @@ __global__ void __launch_bounds__(kThreads, Method::kBlocks) attention_backward(
         for (int r = 0; r < 2; ++r) {
           const int in_strip = 16 * i + 8 * r + g, query = first_query + in_strip;
           const bool valid = stored && in_strip < plan.strip && query < in.L;
-          if (Method::Block::holds_channels())
-            store_pair(token<T>(plan.call.grad_q, b, h, query), 2 * t + 8 * n, plan, valid,
-                       dq[i][n][2 * r] * q_factor, dq[i][n][2 * r + 1] * q_factor);
+          store_pair(token<T>(plan.call.grad_q, b, h, query), 2 * t + 8 * n, plan,
+                     valid && Method::Block::holds_channels(), dq[i][n][2 * r] * q_factor,
+                     dq[i][n][2 * r + 1] * q_factor);
         }
   }
   if (plan.call.grad_head_scale) {

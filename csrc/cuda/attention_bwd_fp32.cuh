@@ -54,8 +54,7 @@ template <int kWidth, bool kDropout>
 struct Single {
   using Type = float;
   // what the registers hold
-  static constexpr int kKeys = kWidth == 16 ? 16 : 32;
-  static constexpr int kQueries = kWidth == 16 ? 64 : kDropout ? 96 : 128;
+  static constexpr int kKeys = kWidth == 16 ? 16 : 32, kQueries = 64;
   static constexpr int kKeyTiles = kKeys / 16, kPanels = kWidth / 8;
   static constexpr bool kSpare = false;
   static constexpr int kBlocks = 2;
@@ -102,36 +101,32 @@ struct Single {
     __device__ __forceinline__ void load(const Plan& plan, int64_t b, int h, int first, int other) {
       const Inputs& in = plan.call.in;
       const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-      used = 0;
+      constexpr int kOctets = 2 * kKeyTiles;
+      used = taking_part<kOctets>(in, b, first + g);
+      const float *k_rows[kOctets], *v_rows[kOctets];
 #pragma unroll
-      for (int m = 0; m < kKeyTiles; ++m)
+      for (int i = 0; i < kOctets; ++i) {
+        const int shown = used >> i & 1 ? first + 8 * i + g : max(other, 0);
+        k_rows[i] = token<float>(in.k, b, h, shown), v_rows[i] = token<float>(in.v, b, h, shown);
+      }
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int octet = first + 16 * m + 8 * r, key = octet + g;
-          const bool valid = key < in.S && takes_part(in, b, key);
-          used |= uint32_t(valid) << (2 * m + r);
-          const int shown = valid ? key : other;
-          const float* k_row = token<float>(in.k, b, h, shown);
-          const float* v_row = token<float>(in.v, b, h, shown);
+      for (int n = 0; n < kPanels; ++n) {
+        float2 keys[kOctets], values[kOctets];
+        load_pairs<float>(k_rows, 2 * t + 8 * n, plan, keys);
+        load_pairs<float>(v_rows, 2 * t + 8 * n, plan, values);
 #pragma unroll
-          for (int n = 0; n < kPanels; ++n) {
-            const float2 keys = load_pair(k_row, 2 * t + 8 * n, plan, shown >= 0);
-            const float2 values = load_pair(v_row, 2 * t + 8 * n, plan, valid);
-            k[m][n].set(r, split(keys.x)), k[m][n].set(r + 2, split(keys.y));
-            v[m][n].set(r, split(values.x)), v[m][n].set(r + 2, split(values.y));
-          }
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const int across = octet + 2 * t + j;
-            const bool present = across < in.S && takes_part(in, b, across);
-            const float* row = token<float>(in.k, b, h, present ? across : 0);
-#pragma unroll
-            for (int n = 0; n < kPanels; ++n) {
-              const int c = g + 8 * n;
-              k_right[m][r][n].set(j, split(present && c < in.D ? row[c] : 0.f));
-            }
-          }
+        for (int i = 0; i < kOctets; ++i) {
+          const int m = i / 2, r = i % 2;
+          const bool valid = used >> i & 1;
+          const float2 key = other < 0 ? float2{0, 0} : keys[i];
+          const float2 value = valid ? values[i] : float2{0, 0};
+          k[m][n].set(r, split(key.x)), k[m][n].set(r + 2, split(key.y));
+          v[m][n].set(r, split(value.x)), v[m][n].set(r + 2, split(value.y));
+          float even, odd;
+          transpose(valid ? key.x : 0, valid ? key.y : 0, even, odd);
+          k_right[m][r][n].set(0, split(even)), k_right[m][r][n].set(1, split(odd));
         }
+      }
     }
 
     __device__ static bool holds_channels() { return true; }
@@ -145,17 +140,13 @@ struct Single {
                                                const TileBits& random, float (&dq)[kPanels][4]) {
     uint32_t words[4][4];
     if constexpr (kDropout) random.draw<kKeyTiles>(tile, words);
-    Operand<2> q_b[2][kPanels], o_b[2][kPanels], q_t[2][kPanels], o_t[2][kPanels];
-    float lse[2][4], delta[2][4];
+    Operand<2> q_b[2][kPanels], o_b[2][kPanels];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      from.quad(kLse, 2 * tile + n, lse[n]);
-      from.quad(kDelta, 2 * tile + n, delta[n]);
 #pragma unroll
       for (int c = 0; c < kPanels; ++c) {
         const uint32_t at = (16 * tile + 8 * n) * kRow + 64 * c;
         load_along(from, kQ + at, q_b[n][c]), load_along(from, kDo + at, o_b[n][c]);
-        load_across(from, kQ + at, q_t[n][c]), load_across(from, kDo + at, o_t[n][c]);
       }
     }
 #pragma unroll
@@ -174,14 +165,16 @@ struct Single {
           multiply_add(dp, block.v[m][c], o_b[n][c]);
         }
         Operand<4> p_left, ds_left;
-        float ds[4];
+        float lse[4], delta[4], ds[4];
+        from.quad(kLse, 2 * tile + n, lse);
+        from.quad(kDelta, 2 * tile + n, delta);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {  // row g + 8 (e / 2), query 2t + e % 2
           const int register_of = e / 2 + e % 2 * 2;
-          float p = dev::exp2(s[e] + lse[n][e]), from_delta = dp[e] + delta[n][e];
+          float p = dev::exp2(s[e] + lse[e]), from_delta = dp[e] + delta[e];
           if constexpr (kDropout) {
             const bool keep = words[2 * n + e % 2][m] >> (e / 2 ? 31 : 15) & 1;
-            from_delta = keep ? from_delta : delta[n][e];
+            from_delta = keep ? from_delta : delta[e];
             ds[e] = p * from_delta;
             p = keep ? p : 0.f;
           } else {
@@ -192,8 +185,12 @@ struct Single {
         }
 #pragma unroll
         for (int c = 0; c < kPanels; ++c) {
-          multiply_add(dv[c], p_left, o_t[n][c]);
-          multiply_add(dk[c], ds_left, q_t[n][c]);
+          const uint32_t at = (16 * tile + 8 * n) * kRow + 64 * c;
+          Operand<2> right;
+          load_across(from, kDo + at, right);
+          multiply_add(dv[c], p_left, right);
+          load_across(from, kQ + at, right);
+          multiply_add(dk[c], ds_left, right);
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {

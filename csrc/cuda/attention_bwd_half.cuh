@@ -13,7 +13,8 @@ struct Half {
   using Type = T;
   // a call of the generator serves 64 keys
   static constexpr int kKeys = kDropout ? 64 : 32;
-  static constexpr int kQueries = (kWidth == 16 ? 128 : 256) / (kKeys / 32);
+  // what the registers hold
+  static constexpr int kQueries = kWidth == 16 ? (kDropout ? 48 : 128) : kDropout ? 128 : 256;
   static constexpr int kKeyTiles = kKeys / 16;
   static constexpr int kPanels = kWidth == 16 ? 2 : 1;  // of 8 channels
 
@@ -89,33 +90,32 @@ struct Half {
     __device__ __forceinline__ void load(const Plan& plan, int64_t b, int h, int first, int other) {
       const Inputs& in = plan.call.in;
       const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-      used = 0;
+      used = taking_part<2 * kM>(in, b, first + g);
+      const T *k_rows[2 * kM], *v_rows[2 * kM];
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
+      for (int i = 0; i < 2 * kM; ++i) {
+        const int shown = used >> i & 1 ? first + 8 * i + g : max(other, 0);
+        k_rows[i] = token<T>(in.k, b, h, shown), v_rows[i] = token<T>(in.v, b, h, shown);
+      }
+      uint32_t keys[kN][2 * kM], values[kN][2 * kM];
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int key = first + 16 * m + 8 * r + g;
-          const bool valid = key < in.S && takes_part(in, b, key);
-          used |= uint32_t(valid) << (2 * m + r);
-          const int shown = valid ? key : other;
-          const T *k_row = token<T>(in.k, b, h, shown), *v_row = token<T>(in.v, b, h, shown);
-          if constexpr (kWidth == 4) {
-            k[m][r] = load_pair(k_row, t % 2 * 2, plan, shown >= 0);
-            const uint32_t ones = dev::pack<T>(1, 1);
-            v[m][r] = t < 2 ? load_pair(v_row, 2 * t, plan, valid) : t == 2 && valid ? ones : 0;
-          } else {
+      for (int n = 0; n < kN; ++n) {
+        const int c = 8 * n + (kSpare ? t % 2 * 2 : 2 * t);
+        load_pairs<T>(k_rows, c, plan, keys[n]);
+        load_pairs<T>(v_rows, c, plan, values[n]);
+      }
+      const uint32_t beside = t == 2 ? dev::pack<T>(1, 1) : 0;
 #pragma unroll
-            for (int n = 0; n < kN; ++n) {
-              k[m][2 * n + r] = load_pair(k_row, 2 * t + 8 * n, plan, shown >= 0);
-              v[m][2 * n + r] = load_pair(v_row, 2 * t + 8 * n, plan, valid);
-            }
-          }
+      for (int n = 0; n < kN; ++n)
 #pragma unroll
-          for (int n = 0; n < kN; ++n)
-            k_right[m][n][r] = dev::movmatrix(valid ? k[m][2 * n + r] : 0);
+        for (int i = 0; i < 2 * kM; ++i) {
+          const int m = i / 2, r = i % 2;
+          const bool valid = used >> i & 1;
+          k[m][2 * n + r] = other < 0 ? 0 : keys[n][i];
+          v[m][2 * n + r] = !valid ? 0 : kSpare && t >= 2 ? beside : values[n][i];
+          k_right[m][n][r] = dev::movmatrix(valid ? keys[n][i] : 0);
           if constexpr (kWidth == 8) k[m][r + 2] = opaque(k[m][r]);
         }
-      }
     }
 
     // whether the lane's columns 2t, 2t + 1 of dK and dV are channels

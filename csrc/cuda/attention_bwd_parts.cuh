@@ -21,13 +21,14 @@ struct Plan {
   float keep_factor;   // of the weights that dropout keeps; 1 without dropout
 };
 
+// a token of a head; 32 bits hold the offset, see offsets_fit
 template <class T>
 __device__ __forceinline__ const T* token(const InputRows& rows, int64_t b, int h, int n) {
-  return static_cast<const T*>(rows.data) + b * rows.image + h * rows.head + n * rows.row;
+  return static_cast<const T*>(rows.data) + b * rows.image + h * rows.head + n * int(rows.row);
 }
 template <class T>
 __device__ __forceinline__ T* token(const OutputRows& rows, int64_t b, int h, int n) {
-  return static_cast<T*>(rows.data) + b * rows.image + h * rows.head + n * rows.row;
+  return static_cast<T*>(rows.data) + b * rows.image + h * rows.head + n * int(rows.row);
 }
 
 // ---- numbers ----
@@ -115,42 +116,70 @@ __device__ __forceinline__ void load_row(const T* row, const Plan& plan, bool va
   }
 }
 
-// channels c and c + 1 of a row
+// Two neighbouring channels as the registers hold them: a word of 16-bit elements, or two floats.
 template <class T>
-__device__ __forceinline__ uint32_t load_pair(const T* row, int c, const Plan& plan,
-                                              bool valid) {
-  if (!valid || c >= plan.call.in.D) return 0;
-  if (plan.access >= 2) return *reinterpret_cast<const uint32_t*>(row + c);
-  return row[c].bits | (c + 1 < plan.call.in.D ? uint32_t(row[c + 1].bits) << 16 : 0);
-}
+struct PairOf {
+  using Type = uint32_t;
+};
+template <>
+struct PairOf<float> {
+  using Type = float2;
+};
+template <class T>
+using Pair = typename PairOf<T>::Type;
 
-template <class T>
-__device__ __forceinline__ void store_pair(T* row, int c, const Plan& plan, bool valid,
-                                           float lo, float hi) {
-  if (!valid || c >= plan.call.in.D) return;
-  const uint32_t pair = dev::pack<T>(lo, hi);
+__device__ __forceinline__ uint32_t join(dev::Bf16 x, dev::Bf16 y) {
+  return x.bits | uint32_t(y.bits) << 16;
+}
+__device__ __forceinline__ uint32_t join(dev::Fp16 x, dev::Fp16 y) {
+  return x.bits | uint32_t(y.bits) << 16;
+}
+__device__ __forceinline__ float2 join(float x, float y) { return {x, y}; }
+
+// Channels c and c + 1 of several rows, zeros behind D: one kind of access for all, no branch
+// between the loads, so that they are under way together.
+template <class T, int kRows>
+__device__ __forceinline__ void load_pairs(const T* const (&rows)[kRows], int c, const Plan& plan,
+                                           Pair<T> (&x)[kRows]) {
+  const int D = plan.call.in.D;
+  const bool first = c < D, second = c + 1 < D;
+  const int at = first ? c : 0, next = second ? c + 1 : 0;
   if (plan.access >= 2) {
-    *reinterpret_cast<uint32_t*>(row + c) = pair;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) x[i] = *reinterpret_cast<const Pair<T>*>(rows[i] + at);
   } else {
-    row[c].bits = uint16_t(pair);
-    if (c + 1 < plan.call.in.D) row[c + 1].bits = uint16_t(pair >> 16);
+    T lo[kRows], hi[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) lo[i] = rows[i][at], hi[i] = rows[i][next];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) x[i] = join(lo[i], second ? hi[i] : T{});
   }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) x[i] = first ? x[i] : Pair<T>{};
 }
 
+// one row, or zeros without an access
 __device__ __forceinline__ float2 load_pair(const float* row, int c, const Plan& plan, bool valid) {
-  if (!valid || c >= plan.call.in.D) return {0, 0};
-  if (plan.access >= 2) return *reinterpret_cast<const float2*>(row + c);
-  return {row[c], c + 1 < plan.call.in.D ? row[c + 1] : 0};
+  float2 x[1] = {{0, 0}};
+  const float* const rows[1] = {row};
+  if (valid) load_pairs<float>(rows, c, plan, x);
+  return x[0];
 }
 
-__device__ __forceinline__ void store_pair(float* row, int c, const Plan& plan, bool valid,
-                                           float x, float y) {
-  if (!valid || c >= plan.call.in.D) return;
+template <class T>
+__device__ __forceinline__ void store_pair(T* row, int c, const Plan& plan, bool valid, float lo,
+                                           float hi) {
+  const bool first = valid && c < plan.call.in.D, second = valid && c + 1 < plan.call.in.D;
   if (plan.access >= 2) {
-    *reinterpret_cast<float2*>(row + c) = {x, y};
+    if constexpr (sizeof(T) == 4) {
+      if (first) *reinterpret_cast<float2*>(row + c) = {lo, hi};
+    } else {
+      const uint32_t pair = dev::pack<T>(lo, hi);
+      if (first) *reinterpret_cast<uint32_t*>(row + c) = pair;
+    }
   } else {
-    row[c] = x;
-    if (c + 1 < plan.call.in.D) row[c + 1] = y;
+    if (first) row[c] = dev::from_float<T>(lo);
+    if (second) row[c + 1] = dev::from_float<T>(hi);
   }
 }
 
@@ -287,14 +316,31 @@ struct Sums {
 // ---- keys that take part, factors of a head ----
 
 __device__ __forceinline__ bool takes_part(const Inputs& in, int64_t b, int key) {
-  return !in.key_mask || in.key_mask[b * in.mask_image + key * in.mask_key];
+  return in.key_mask[b * in.mask_image + key * in.mask_key];
 }
 
 // the image's first key that takes part, or -1
 __device__ __forceinline__ int first_key(const Inputs& in, int64_t b) {
+  if (!in.key_mask) return 0;
   int key = 0;
   while (key < in.S && !takes_part(in, b, key)) ++key;
   return key < in.S ? key : -1;
+}
+
+// bit i: whether key first + 8 i takes part
+template <int kOctets>
+__device__ __forceinline__ uint32_t taking_part(const Inputs& in, int64_t b, int first) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < kOctets; ++i) bits |= uint32_t(first + 8 * i < in.S) << i;
+  if (in.key_mask) {
+    uint32_t kept = 0;
+#pragma unroll
+    for (int i = 0; i < kOctets; ++i)
+      kept |= uint32_t(takes_part(in, b, min(first + 8 * i, in.S - 1))) << i;
+    bits &= kept;
+  }
+  return bits;
 }
 
 __device__ __forceinline__ float output_factor(const Plan& plan, int h) {

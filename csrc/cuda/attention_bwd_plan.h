@@ -36,6 +36,18 @@ auto with_kernel(const Inputs& in, F&& f) {
   return in.seed == nullptr ? of_dropout(std::false_type{}) : of_dropout(std::true_type{});
 }
 
+// whether 32 bits hold the distance of any two tokens of a head, in elements
+inline bool offsets_fit(const Backward& call) {
+  const Inputs& in = call.in;
+  const auto fit = [](const auto& rows, int tokens) {
+    const int64_t stride = rows.row < 0 ? -rows.row : rows.row;
+    return stride * tokens <= INT32_MAX;
+  };
+  return fit(in.q, in.L) && fit(call.o, in.L) && fit(call.grad_o, in.L) &&
+         fit(call.grad_q, in.L) && fit(in.k, in.S) && fit(in.v, in.S) &&
+         fit(call.grad_k, in.S) && fit(call.grad_v, in.S);
+}
+
 // elements that every row's start is aligned to, at most 8
 inline int access_of(const Backward& call) {
   const Inputs& in = call.in;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import subprocess
@@ -117,7 +118,8 @@ def _compile(source, command, folder):
             subprocess.run(sass, capture_output=True, text=True, check=True).stdout
         )
         (made / "log").write_text(done.stderr)
-        made.rename(folder)
+        with contextlib.suppress(OSError):  # another process was faster
+            made.rename(folder)
 
 
 def library_usage(library: str | Path) -> list[tuple[str, str, int, int]]:

@@ -263,3 +263,79 @@ def test_from_the_forward_kernel(dtype):
 # ---- what nvcc makes of them ----
 
 SOURCE = ROOT / "csrc/cuda/attention_bwd.cu"
+REGISTERS = {  # (channels, dropout) of 16 bits: so that as many blocks fit as the kernels ask for
+    (4, False): 168,
+    (8, False): 168,
+    (16, False): 255,
+    (4, True): 255,
+    (8, True): 255,
+    (16, True): 255,
+}
+TILES = {  # keys and queries of a block: (channels, dropout)
+    (4, False): (32, 256),
+    (8, False): (32, 256),
+    (16, False): (32, 128),
+    (4, True): (64, 128),
+    (8, True): (64, 128),
+    (16, True): (64, 48),
+}
+SLOTS = {  # per score: (channels, dropout, exponentials of 8 by polynomial)
+    (4, False, 0): 4.9,
+    (4, False, 2): 6.6,
+    (8, False, 0): 5.3,
+    (8, False, 2): 7.2,
+    (16, False, 0): 5.8,
+    (16, False, 2): 7.6,
+    (4, True, 0): 10.2,
+    (8, True, 0): 10.8,
+    (16, True, 0): 11.8,
+}
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", sass.ARCHITECTURES)
+def test_no_kernel_spills(arch):
+    kernels = sass.compile_kernels(SOURCE, arch)
+    assert len(kernels) == len(HALVES) * len(REGISTERS) + 4
+    for (channels, dropout), registers in REGISTERS.items():
+        of_width = f", {channels}, {str(dropout).lower()}, "
+        found = [k for name, k in kernels.items() if of_width in _plain(name)]
+        assert len(found) == len(HALVES)
+        for kernel in found:
+            kernel.assert_clean(registers)
+    for kernel in kernels.values():
+        kernel.assert_clean()
+
+
+def _plain(name):
+    return name.replace("(bool)0", "false").replace("(bool)1", "true").replace("(int)", "")
+
+
+@needs_nvcc
+def test_instructions_per_score(tmp_path):
+    """Of the tiles alone: what a loop over half as many has less."""
+    methods = {
+        case: f"Half<dev::Bf16, {case[0]}, {str(case[1]).lower()}, {case[2]}>" for case in SLOTS
+    }
+    lines = ["template <class M> struct Fewer : M {"]
+    lines += ["  static constexpr int kQueries = M::kQueries / 32 * 16;", "};"]
+    for method in methods.values():
+        for m in (method, f"Fewer<{method}>"):
+            lines.append(f"template __global__ void attention_backward<{m}>(const Plan);")
+    source = tmp_path / "tiles.cu"
+    text = ['#include "attention_bwd.cuh"', "namespace attention::bwd {", *lines, "}"]
+    source.write_text("\n".join(text) + "\n")
+    kernels = sass.compile_kernels(source, "sm_90a")
+    loops = {_plain(name).replace("attention::bwd::", ""): k.loop for name, k in kernels.items()}
+    for case, budget in SLOTS.items():
+        whole, fewer = (
+            next(loop for name, loop in loops.items() if f"attention_backward<{m} >" in name)
+            for m in (f"{methods[case]}", f"Fewer<{methods[case]} >")
+        )
+        keys, queries = TILES[case[:2]]
+        scores = keys * (queries - queries // 32 * 16) / 32  # of one lane
+        exponentials = whole.count("MUFU.EX2") - fewer.count("MUFU.EX2")
+        assert exponentials / scores == 1 - case[2] / 8
+        slots = (whole.slots - fewer.slots) / scores
+        assert slots <= budget, (case, slots)
+        print(case, slots)

@@ -221,7 +221,7 @@ X, WEIGHT, BIAS = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3), torch.zeros(
         ({"pool": (3, 0, 1)}, "stride=0"),
         ({"x": X[:, :, :1, :1], "padding": 0}, r"x \(2, 3, 1, 1\)"),
         ({"pool": (11, 1, 0)}, "kernel=11"),
-        ({"backend": "numpy"}, "unknown backend 'numpy'; choose from reference, triton, cpp"),
+        ({"backend": "numpy"}, "unknown backend 'numpy'; choose from reference, triton, cuda, cpp"),
     ],
 )
 def test_bad_input_is_an_error_that_shows_the_value(change, message):

@@ -13,8 +13,8 @@ slots; "exp" is the share of the exponentials that run there, the others are pol
 | fp32                   | 1 to 4  | 113       | 6.8   | 1    |
 
 A tile of 32 queries takes about 350 slots per lane beside its loop. One that needs exact row maxima
-takes 1.5 slots per score more, and is computed twice where that was not known.
-fp32 runs as tf32 products of two parts each.
+takes 1.5 slots per score more, and is computed twice where that was not known. fp32 runs as tf32
+products of two parts each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def attention_backward(
         do, q, k, v, *_options(a), o, lse, dq, dk, dv, share
     )
     empty = a.q.new_empty(0)
-    return empty, empty if share is None else share.sum(0).to(a.head_scale.dtype)
+    if a.head_scale is None or share is None:
+        return empty, empty
+    return empty, share.sum(0).to(a.head_scale.dtype)
 
 
 def _options(a: Inputs) -> tuple:

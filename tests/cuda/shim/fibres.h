@@ -21,6 +21,13 @@
 #include <ucontext.h>
 #endif
 #ifdef __SANITIZE_ADDRESS__
+#define SHIM_ADDRESS_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SHIM_ADDRESS_SANITIZER
+#endif
+#endif
+#ifdef SHIM_ADDRESS_SANITIZER
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -187,7 +194,7 @@ class Scheduler {
   }
 
   void arrived([[maybe_unused]] void* fake_stack) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SHIM_ADDRESS_SANITIZER
     const void** bottom = current ? &main_bottom_ : nullptr;
     __sanitizer_finish_switch_fiber(fake_stack, bottom, current ? &main_size_ : nullptr);
 #endif
@@ -196,7 +203,7 @@ class Scheduler {
   void enter(Thread& t) {
     current = &t;
     threadIdx = t.place;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SHIM_ADDRESS_SANITIZER
     __sanitizer_start_switch_fiber(&fake_stack_, t.stack, kStack);
 #endif
 #ifdef SHIM_UCONTEXT
@@ -209,7 +216,7 @@ class Scheduler {
   }
 
   void leave(Thread& t) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SHIM_ADDRESS_SANITIZER
     __sanitizer_start_switch_fiber(&t.fake_stack, main_bottom_, main_size_);
 #endif
 #ifdef SHIM_UCONTEXT
