@@ -31,6 +31,7 @@ def merge_masks(
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
     is_causal: bool,
+    need_weights: bool,
 ) -> AttentionMask:
     """Bring masks to the form the op takes.
 
@@ -39,7 +40,9 @@ def merge_masks(
         sizes: (B, H, L, S).
         key_padding_mask: (B, S) or (S,); bool, True is ignored, or float, added.
         attn_mask: (L, S) or (B * H, L, S); bool, True is ignored, or float, added.
-        is_causal: a hint that `attn_mask` is causal, as in torch; it is then not needed twice.
+        is_causal: a hint that `attn_mask` is causal. As in torch the hint decides, whatever the
+            mask says, where there is no key_padding_mask and no weights are asked for.
+        need_weights: see `is_causal`.
 
     Raises:
         AssertionError: a key_padding_mask of another shape, a mask that is neither bool nor float.
@@ -54,6 +57,8 @@ def merge_masks(
             "is_causal=True is a hint about attn_mask: pass the causal mask too, for example "
             "torch.nn.Transformer.generate_square_subsequent_mask(L)"
         )
+    if is_causal and key_padding_mask is None and not need_weights:
+        attn_mask = torch.ones(L, S, dtype=torch.bool, device=query.device).triu_(1)
     bias = None if attn_mask is None else _attn_bias(attn_mask, query, sizes)
     if key_padding_mask is None:
         return AttentionMask(None, bias)

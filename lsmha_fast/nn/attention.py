@@ -17,7 +17,9 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
 
     Arguments, call and state_dict are those of `torch.nn.MultiheadAttention`; any
     `num_heads` and `head_dim` works and no H x L x S tensor is held in memory. One difference is
-    deliberate: a query whose keys are all masked gets zero attention instead of NaN.
+    deliberate: a query whose keys are all masked gets zero attention, and zero weights, instead of
+    NaN, in training and evaluation alike. `nn.TransformerEncoderLayer` calls this module in
+    evaluation, too, where it would skip its own.
 
     Args:
         embed_dim: channels of a query token and of the output.
@@ -166,7 +168,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
         layout = call_layout(self, query, key, value, key_padding_mask, attn_mask)
         B, L = layout.to_batch_first(query).shape[:2]
         sizes = B, self.num_heads, L, layout.to_batch_first(key).shape[1]
-        mask = merge_masks(query, sizes, key_padding_mask, attn_mask, is_causal)
+        mask = merge_masks(query, sizes, key_padding_mask, attn_mask, is_causal, need_weights)
         more_keys = self.bias_k is not None or self.add_zero_attn
         packed = self._qkv_same_embed_dim and query is key and key is value
         if packed and not need_weights and not more_keys:
@@ -211,7 +213,8 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
 
     def _project_packed(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> (..., 3, H, D)."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        qkv = F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
         return qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
 
     def _project_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
