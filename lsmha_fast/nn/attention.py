@@ -107,6 +107,20 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
             if row is not None:
                 nn.init.xavier_normal_(row)
 
+    @classmethod
+    def adopt(cls, module: nn.MultiheadAttention, backend: str | None = None) -> None:
+        """Turn an `nn.MultiheadAttention` into this class, in place.
+
+        Parameters, state_dict keys and hooks stay, so optimizers made before go on to work.
+
+        Args:
+            module: an `nn.MultiheadAttention`, not a subclass.
+            backend: see `lsmha_fast.ops.attention`.
+        """
+        module.__class__ = cls
+        module.backend = backend  # type: ignore[assignment]
+        forbid_fast_path(module)
+
     def heads(
         self,
         x: Tensor,

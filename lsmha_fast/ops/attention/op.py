@@ -96,7 +96,7 @@ def attention(
     _check_same("attention", q, k=k, v=v)
     bias, options = _options("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend("attention", backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)
+    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_packed(
@@ -135,7 +135,7 @@ def attention_packed(
     _check_same(name, q)
     bias, options = _options(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)
+    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_weights(
@@ -172,7 +172,7 @@ def attention_weights(
     _check_same(name, q, k=k)
     bias, (_, _, scale) = _options(name, q, k, key_mask, bias, 0.0, scale, None)
     backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ())
-    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)
+    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)[0]
 
 
 def _without_tokens(x: Tensor) -> tuple[int, int, int]:
