@@ -153,8 +153,6 @@ def _swap(module: nn.Module, adapter: type[Adapter], backend: str | None) -> tup
 
 def _unknown_parts(module: nn.Module, adapter: type[Adapter]) -> str | None:
     """Why the module does more than the adapter knows, or None."""
-    if hasattr(module, "parametrizations"):
-        return "it has parametrizations; remove them first, or swap before adding them"
     holds = {n for n, child in module.named_children() if any(True for _ in child.parameters())}
     holds |= set(module._parameters) - {n for n, p in module._parameters.items() if p is None}
     if unknown := sorted(holds - adapter.PARTS):
