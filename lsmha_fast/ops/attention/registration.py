@@ -178,13 +178,18 @@ def _weights_backward_fake(dweights, q, k, key_mask, bias, scale, lse, bias_grad
 
 
 class Attention(torch.autograd.Function):
-    """(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o, lse."""
+    """(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o, lse.
+
+    torch.compile counts the parameters of `forward`, so they are all named, here and below.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args):
-        return torch.ops.lsmha_fast.attention(*args)
+    def forward(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
+        return torch.ops.lsmha_fast.attention(
+            q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -208,8 +213,10 @@ class AttentionPacked(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args):
-        return torch.ops.lsmha_fast.attention_packed(*args)
+    def forward(qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
+        return torch.ops.lsmha_fast.attention_packed(
+            qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -233,8 +240,8 @@ class AttentionWeights(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args):
-        return torch.ops.lsmha_fast.attention_weights(*args)
+    def forward(q, k, key_mask, bias, scale, backend):
+        return torch.ops.lsmha_fast.attention_weights(q, k, key_mask, bias, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
