@@ -61,7 +61,7 @@ def call_layout(module, query, key, value, key_padding_mask, attn_mask) -> Layou
         RuntimeError: key or value have other channels than the packed projection takes.
     """
     layout = Layout(
-        F._mha_shape_check(  # torch's own messages
+        F._mha_shape_check(  # type: ignore[attr-defined]  # torch's own messages
             query, key, value, key_padding_mask, attn_mask, module.num_heads
         ),
         module.batch_first,
@@ -123,5 +123,5 @@ def forward_nested(module, query, key, value, key_padding_mask, attn_mask, **opt
 def _lengths(nested: Tensor) -> Tensor:
     """Tokens of each sample of a nested tensor, (B,)."""
     if nested.layout == torch.jagged:
-        return nested.offsets().diff()
+        return nested.offsets().diff()  # type: ignore[attr-defined]
     return nested._nested_tensor_size()[:, 0].to(nested.device)

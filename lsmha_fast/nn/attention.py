@@ -248,8 +248,8 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
 
     def _append_keys(self, k: Tensor, v: Tensor, mask: AttentionMask):
         """Append the learned key and value, then those of zeros, to (B, S, H, D)."""
-        rows = []
-        if self.bias_k is not None:
+        rows: list[tuple[Tensor, Tensor]] = []
+        if self.bias_k is not None and self.bias_v is not None:
             rows.append((self.bias_k, self.bias_v))
         if self.add_zero_attn:
             zero = k.new_zeros(1, 1, k.shape[2] * k.shape[3])

@@ -8,7 +8,7 @@ and checkpoints of the original go on to work.
 
 from __future__ import annotations
 
-import functools
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Adapter:
     CLASSES: frozenset[str] = frozenset()
     PACKAGE = ""  # first part of the original's module path, "" for any
     backend: str | None = None
+    if TYPE_CHECKING:  # the attributes of the original class
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @classmethod
     def takes(cls, module: nn.Module) -> bool:
@@ -57,16 +60,23 @@ class Adapter:
         return _blank, (adapter, original), self.__dict__
 
 
-@functools.cache
+_classes: dict[tuple[type, type], type] = {}
+
+
 def swapped_class(adapter: type, original: type) -> type:
     """The class (adapter, original); the same object for the same pair."""
+    if (adapter, original) not in _classes:
+        _classes[adapter, original] = _make_class(adapter, original)
+    return _classes[adapter, original]
+
+
+def _make_class(adapter: type, original: type) -> type:
     return type(f"LS{original.__name__}", (adapter, original), {"__module__": __name__})
 
 
-def _blank(adapter: type, original: type) -> nn.Module:
+def _blank(adapter: type, original: type) -> object:
     """An instance without state, for pickle and deepcopy."""
-    cls = swapped_class(adapter, original)
-    return cls.__new__(cls)
+    return object.__new__(swapped_class(adapter, original))
 
 
 def dropout_p(module, name: str = "attn_drop") -> float:

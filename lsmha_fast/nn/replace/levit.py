@@ -43,10 +43,10 @@ class LevitAttention(_KeyDim):
         """(B, N, C) -> (B, N, C), or (B, C, rows, columns) -> the same."""
         widths = self.key_dim, self.key_dim, self.val_dim
         bias = self.get_attention_biases(x.device)
-        if not self.use_conv:
-            return self.proj(attend(self, *self._split(self.qkv(x), *widths), bias))
-        out = attend(self, *self._split_image(self.qkv(x), *widths), bias)
-        return self.proj(out.mT.unflatten(-1, x.shape[2:]))
+        split = self._split_image if self.use_conv else self._split
+        q, k, v = split(self.qkv(x), *widths)
+        out = attend(self, q, k, v, bias)
+        return self.proj(out.mT.unflatten(-1, x.shape[2:]) if self.use_conv else out)
 
 
 class LevitDownsample(_KeyDim):

@@ -32,8 +32,11 @@ class PackedAttention(Adapter):
         return self.proj_drop(self.proj(out))
 
 
-class CCTAttention(PackedAttention):
+class CCTAttention(Adapter):
     """vit-pytorch's copy of the published CCT attention, which calls the heads `heads`."""
+
+    CLASSES = frozenset({"Attention"})
+    PARTS = frozenset({"qkv", "proj"})
 
     @classmethod
     def has_parts(cls, module) -> bool:
