@@ -155,7 +155,7 @@ def attention_weights(
         key_mask: see `attention`.
         bias: see `attention`.
         scale: see `attention`.
-        backend: "reference" (one head at a time), which is the default.
+        backend: "reference" (a few heads at a time), which is the default.
 
     Returns:
         (B, L, S) in the dtype of `q`; a query without keys has weights zero.
