@@ -139,7 +139,7 @@ def attention(
     _check_same("attention", q, k=k, v=v)
     bias, options = _options("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend("attention", backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)
+    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_packed(
@@ -178,7 +178,7 @@ def attention_packed(
     _check_same(name, q)
     bias, options = _options(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)
+    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_weights(
@@ -198,7 +198,7 @@ def attention_weights(
         key_mask: see `attention`.
         bias: see `attention`.
         scale: see `attention`.
-        backend: "reference" (one head at a time), which is the default.
+        backend: "reference" (a few heads at a time), which is the default.
 
     Returns:
         (B, L, S) in the dtype of `q`; a query without keys has weights zero.
@@ -215,7 +215,7 @@ def attention_weights(
     _check_same(name, q, k=k)
     bias, (_, _, scale) = _options(name, q, k, key_mask, bias, 0.0, scale, None)
     backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ())
-    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)
+    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)[0]
 
 
 def _without_tokens(x: Tensor) -> tuple[int, int, int]:
