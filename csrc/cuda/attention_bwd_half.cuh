@@ -11,10 +11,9 @@ namespace attention::bwd {
 template <class T, int kWidth, bool kDropout, int kEmulated>
 struct Half {
   using Type = T;
-  // a call of the generator serves 64 keys
-  static constexpr int kKeys = kDropout ? 64 : 32;
-  // what the registers hold
-  static constexpr int kQueries = kWidth == 16 ? (kDropout ? 48 : 128) : kDropout ? 128 : 256;
+  // what the registers hold; a call of dropout's generator serves 64 keys, fewer waste a part
+  static constexpr int kKeys = kDropout && kWidth < 16 ? 64 : 32;
+  static constexpr int kQueries = (kWidth == 16 ? 128 : 256) / (kDropout ? 2 : 1);
   static constexpr int kKeyTiles = kKeys / 16;
   static constexpr int kPanels = kWidth == 16 ? 2 : 1;  // of 8 channels
 
@@ -30,7 +29,11 @@ struct Half {
   static constexpr int kDeltaPairs = kSpare ? kDelta : kDelta + kQueries * 8;  // 2 x 16 bits
   static constexpr int kStrip = kDeltaPairs + (kDropout ? kQueries * 2 : 0);
   // of a multiprocessor; dropout and wide heads need more than a third of the registers
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kBlocks = 2;
+#else
   static constexpr int kBlocks = kDropout || kWidth == 16 ? 2 : 3;
+#endif
   // of dK: with kSpare it comes from the scaled q, in two parts; else from q itself
   __device__ static float k_factor(const Plan& plan) {
     return kSpare ? kLn2 : plan.call.in.scale;

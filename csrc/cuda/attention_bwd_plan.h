@@ -6,9 +6,10 @@
 
 namespace attention::bwd {
 
-// exponentials of 8 on the FMA units: they have room where dropout takes none
-template <bool kDropout>
-constexpr int kEmulatedShare = kDropout ? 0 : 2;
+// exponentials of 8 on the FMA units, so that issuing takes as long as the unit for the others; none
+// where dropout's bits or the products of wide heads take longer
+template <int kWidth, bool kDropout>
+constexpr int kEmulatedShare = kDropout ? 0 : kWidth == 4 ? 2 : kWidth == 8 ? 1 : 0;
 
 struct Launch {
   Plan plan;
@@ -22,12 +23,11 @@ auto with_kernel(const Inputs& in, F&& f) {
   const auto run = [&](auto method) { return f(method, attention_backward<decltype(method)>); };
   const auto of_dropout = [&](auto dropout) {
     constexpr bool kDropout = decltype(dropout)::value;
-    constexpr int kShare = kEmulatedShare<kDropout>;
     const auto half = [&](auto zero) {
       using T = decltype(zero);
-      if (in.D <= 4) return run(Half<T, 4, kDropout, kShare>{});
-      if (in.D <= 8) return run(Half<T, 8, kDropout, kShare>{});
-      return run(Half<T, 16, kDropout, kShare>{});
+      if (in.D <= 4) return run(Half<T, 4, kDropout, kEmulatedShare<4, kDropout>>{});
+      if (in.D <= 8) return run(Half<T, 8, kDropout, kEmulatedShare<8, kDropout>>{});
+      return run(Half<T, 16, kDropout, kEmulatedShare<16, kDropout>>{});
     };
     if (in.type == Type::Bf16) return half(dev::Bf16{});
     if (in.type == Type::Fp16) return half(dev::Fp16{});

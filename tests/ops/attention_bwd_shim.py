@@ -10,7 +10,7 @@ import torch
 from lsmha_fast.ops.attention.common import Inputs, dropout_rule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
-import shim  # noqa: E402
+import shim
 
 
 def backward(do, a: Inputs, o, lse, buffers, *, queries: int = 1 << 20, multiprocessors: int = 1):

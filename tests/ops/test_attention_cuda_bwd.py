@@ -158,7 +158,7 @@ def test_a_large_device_gives_a_head_more_warps():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("D", [4, 8, 16])
 def test_dropout_bits_equal_the_reference(D, dtype):
-    """Equal logits and dO of 2^i: each of D channels of dV spells the bits of 8 queries, exactly."""
+    """Equal logits and dO of 2^i: each of D channels of dV spells the bits of 8 queries exactly."""
     B, H, L, S = 2, 2, 8 * D + 40, 128
     do, a = make((B, H, L, S, D), dtype, dropout_p=0.5)
     kept = reference.keep_mask(a.seed, (B, H, L, S), 0.5)
@@ -263,7 +263,7 @@ def test_from_the_forward_kernel(dtype):
 # ---- what nvcc makes of them ----
 
 SOURCE = ROOT / "csrc/cuda/attention_bwd.cu"
-REGISTERS = {  # (channels, dropout) of 16 bits: so that as many blocks fit as the kernels ask for
+REGISTERS = {  # on sm_90a, (channels, dropout) of 16 bits: so that as many blocks fit as wanted
     (4, False): 168,
     (8, False): 168,
     (16, False): 255,
@@ -277,18 +277,17 @@ TILES = {  # keys and queries of a block: (channels, dropout)
     (16, False): (32, 128),
     (4, True): (64, 128),
     (8, True): (64, 128),
-    (16, True): (64, 48),
+    (16, True): (32, 64),
 }
 SLOTS = {  # per score: (channels, dropout, exponentials of 8 by polynomial)
     (4, False, 0): 4.9,
-    (4, False, 2): 6.6,
-    (8, False, 0): 5.3,
-    (8, False, 2): 7.2,
-    (16, False, 0): 5.8,
-    (16, False, 2): 7.6,
+    (4, False, 2): 6.7,
+    (8, False, 0): 4.9,
+    (8, False, 1): 6.2,
+    (16, False, 0): 5.6,
     (4, True, 0): 10.2,
     (8, True, 0): 10.8,
-    (16, True, 0): 11.8,
+    (16, True, 0): 16.0,
 }
 
 
@@ -302,7 +301,7 @@ def test_no_kernel_spills(arch):
         found = [k for name, k in kernels.items() if of_width in _plain(name)]
         assert len(found) == len(HALVES)
         for kernel in found:
-            kernel.assert_clean(registers)
+            kernel.assert_clean(registers if arch == "sm_90a" else 255)
     for kernel in kernels.values():
         kernel.assert_clean()
 
