@@ -337,4 +337,3 @@ def test_instructions_per_score(tmp_path):
         assert exponentials / scores == 1 - case[2] / 8
         slots = (whole.slots - fewer.slots) / scores
         assert slots <= budget, (case, slots)
-        print(case, slots)
