@@ -283,7 +283,7 @@ SLOTS = {  # per score: (channels, dropout, exponentials of 8 by polynomial)
     (4, False, 0): 4.9,
     (4, False, 2): 6.7,
     (8, False, 0): 4.9,
-    (8, False, 1): 6.2,
+    (8, False, 1): 6.4,
     (16, False, 0): 5.6,
     (4, True, 0): 10.2,
     (8, True, 0): 10.8,
