@@ -11,8 +11,8 @@
 // With c = head_scale * kept dropout's factor: dS = c P (m (dO V^T) - delta), delta =
 // rowsum(dO * O) / c, m = 0 or 1. The factor c is applied to the sums, so c = 0 needs no care.
 //
-// A Method (Half, Single) is the arithmetic: what a strip and a block hold, and visit(), which takes
-// a block past 16 queries.
+// A Method (Half, Single) is the arithmetic: what a strip and a block hold, and visit(), which
+// takes a block past 16 queries.
 
 #pragma once
 
@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(kThreads, Method::kBlocks) attention_backward(
         const int in_group = (part + turn) % W, index = group + in_group;
         const SharedSums sums{
             uint32_t(kWarps * Method::kStrip + (warp - part + in_group) * kSumBytes<Method>)};
-        const GlobalSums saved{plan.call.sums + ((b * in.H + h) * blocks + index) * (kSumBytes<Method> / 4),
+        const int64_t place = (b * in.H + h) * blocks + index;
+        const GlobalSums saved{plan.call.sums + place * (kSumBytes<Method> / 4),
                                stored && index < blocks};
         typename Method::Block block;
         block.load(plan, b, h, index * Method::kKeys, other);

@@ -1,9 +1,9 @@
 // The pieces of attention's backward kernel in fp32.
 //
 // Products go through tf32 in three terms (high x high, high x low, low x high), which leaves the
-// accuracy of fp32. The tensor cores do not round sums as fp32 does, so chains of products are short
-// and fp32 additions join them. In every contraction k = t stands for element 2t and k = t + 4 for
-// 2t + 1: then results are left operands as they are.
+// accuracy of fp32; logits take the fourth too. The tensor cores do not round sums as fp32 does, so
+// chains of products are short and fp32 additions join them. In every contraction k = t stands for
+// element 2t and k = t + 4 for 2t + 1: then results are left operands as they are.
 
 #pragma once
 

@@ -89,7 +89,8 @@ struct Half {
     uint32_t used;  // bit 2m + r: key row 8r of tile m takes part
 
     // A key that takes no part shows S^T the key `other`, which does (zeros where none does), so
-    // that its weights stay finite; zeros in V and in k_right keep them out of dQ, and finish() out of dK and dV.
+    // that its weights stay finite; zeros in V and in k_right keep them out of dQ, and finish()
+    // out of dK and dV.
     __device__ __forceinline__ void load(const Plan& plan, int64_t b, int h, int first, int other) {
       const Inputs& in = plan.call.in;
       const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;

@@ -362,7 +362,8 @@ struct TileBits {
   uint32_t key[2], call, query, head, addend;
   int first_word;  // of a block with fewer than 64 keys
 
-  __device__ __forceinline__ TileBits(const Inputs& in, int64_t head, int first_query, int first_key)
+  __device__ __forceinline__ TileBits(const Inputs& in, int64_t head, int first_query,
+                                      int first_key)
       : head(uint32_t(head)), addend(keep_addend(in.threshold)), first_word(first_key % 64 / 16) {
     const int lane = threadIdx.x % 32;
     const uint64_t seed = in.seed ? uint64_t(*in.seed) : 0;

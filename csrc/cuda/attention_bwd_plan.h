@@ -6,8 +6,8 @@
 
 namespace attention::bwd {
 
-// exponentials of 8 on the FMA units, so that issuing takes as long as the unit for the others; none
-// where dropout's bits or the products of wide heads take longer
+// exponentials of 8 on the FMA units, so that issuing takes as long as the unit for the others;
+// none where dropout's bits or the products of wide heads take longer
 template <int kWidth, bool kDropout>
 constexpr int kEmulatedShare = kDropout ? 0 : kWidth == 4 ? 2 : kWidth == 8 ? 1 : 0;
 
@@ -54,7 +54,8 @@ inline int access_of(const Backward& call) {
   const int size = in.type == Type::Fp32 ? 4 : 2;
   int64_t all = in.D;
   const auto add = [&](const auto& rows) {
-    all |= int64_t(reinterpret_cast<uintptr_t>(rows.data)) / size | rows.image | rows.head | rows.row;
+    const int64_t start = int64_t(reinterpret_cast<uintptr_t>(rows.data)) / size;
+    all |= start | rows.image | rows.head | rows.row;
   };
   add(in.q), add(in.k), add(in.v), add(call.o), add(call.grad_o);
   add(call.grad_q), add(call.grad_k), add(call.grad_v);

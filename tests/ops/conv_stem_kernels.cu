@@ -6,6 +6,7 @@ namespace conv_stem {
 template __global__ void conv_stem_forward<dev::Bf16, true>(ForwardPlan);
 template __global__ void conv_stem_forward<dev::Bf16, false>(ForwardPlan);
 template __global__ void conv_stem_forward<dev::Fp16, true>(ForwardPlan);
+template __global__ void conv_stem_forward<dev::Fp16, false>(ForwardPlan);
 template __global__ void conv_stem_dweight<dev::Bf16>(BackwardPlan);
 template __global__ void conv_stem_dweight<dev::Fp16>(BackwardPlan);
 }  // namespace conv_stem

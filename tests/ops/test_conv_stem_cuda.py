@@ -130,6 +130,7 @@ BUDGETS = [
     ("conv_stem_forward<dev::Bf16, true>", 168, 10.0),
     ("conv_stem_forward<dev::Bf16, false>", 168, 8.5),
     ("conv_stem_forward<dev::Fp16, true>", 168, 10.0),
+    ("conv_stem_forward<dev::Fp16, false>", 168, 8.5),
     ("conv_stem_dweight<dev::Bf16>", 144, 14.0),
     ("conv_stem_dweight<dev::Fp16>", 144, 14.0),
 ]
