@@ -13,4 +13,6 @@ from .shp import single_head_performance as single_head_performance
 from .snr import SNR as SNR
 from .snr import signal_to_noise as signal_to_noise
 from .summary import summarize as summarize
+from .sweep import Sweep as Sweep
+from .sweep import sweep_threshold as sweep_threshold
 from .training import train_probes as train_probes
