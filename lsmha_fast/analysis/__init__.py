@@ -8,6 +8,8 @@ from .probes import Probes as Probes
 from .probes import evaluate_probes as evaluate_probes
 from .report import check_folder as check_folder
 from .report import write_report as write_report
+from .sharding import measure_shards as measure_shards
+from .sharding import merge_shards as merge_shards
 from .shp import SHP as SHP
 from .shp import single_head_performance as single_head_performance
 from .snr import SNR as SNR
