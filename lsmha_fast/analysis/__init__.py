@@ -2,6 +2,8 @@
 
 from .clusters import Clusters as Clusters
 from .clusters import find_clusters as find_clusters
+from .null import NullModel as NullModel
+from .null import measure_null as measure_null
 from .plots import plot_shp as plot_shp
 from .probes import BlockProbe as BlockProbe
 from .probes import Probes as Probes
