@@ -1,5 +1,7 @@
 """Probes, single-head performance (SHP), clusters and signal-to-noise of every head."""
 
+from .bootstrap import SNRIntervals as SNRIntervals
+from .bootstrap import bootstrap_snr as bootstrap_snr
 from .clusters import Clusters as Clusters
 from .clusters import find_clusters as find_clusters
 from .null import NullModel as NullModel
