@@ -21,4 +21,9 @@ from .snr import signal_to_noise as signal_to_noise
 from .summary import summarize as summarize
 from .sweep import Sweep as Sweep
 from .sweep import sweep_threshold as sweep_threshold
+from .symmetry import Stability as Stability
+from .symmetry import Symmetry as Symmetry
+from .symmetry import head_stability as head_stability
+from .symmetry import stability_over_seeds as stability_over_seeds
+from .symmetry import symmetry_breaking as symmetry_breaking
 from .training import train_probes as train_probes

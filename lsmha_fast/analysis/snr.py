@@ -53,7 +53,7 @@ def signal_to_noise(matrices: Tensor, clusters: Clusters) -> SNR:
         snr=ratio(signal, noise.sum(0) / (K - 1)),
         mean_signal=float(signal.mean()),
         mean_noise=mean_noise,
-        mean_snr=float(ratio(signal.mean(), torch.tensor(mean_noise))),
+        mean_snr=float(ratio(signal.mean(), torch.tensor(mean_noise, dtype=torch.float64))),
         unclipped=unclipped,
         mean_unclipped=float(unclipped.mean()),
     )
