@@ -4,6 +4,8 @@ from .bootstrap import SNRIntervals as SNRIntervals
 from .bootstrap import bootstrap_snr as bootstrap_snr
 from .clusters import Clusters as Clusters
 from .clusters import find_clusters as find_clusters
+from .details import BlockDetails as BlockDetails
+from .details import measure_details as measure_details
 from .null import NullModel as NullModel
 from .null import measure_null as measure_null
 from .plots import plot_shp as plot_shp
