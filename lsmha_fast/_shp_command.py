@@ -24,6 +24,8 @@ class ShpOptions:
     pooling: str = "head"
     bias: bool = False
     threshold: float = 0.5
+    normalize: str = "matrix"
+    null: bool = True
     batch_size: int = 256
     data_root: str | None = None
     device: str = "auto"
@@ -84,13 +86,23 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
         class_names=test_set.class_names,
         device=device,
     )
-    found = [analysis.find_clusters(m, threshold=options.threshold) for m in shp.matrices]
+    null = None
+    if options.null:
+        yield "measuring the null models: permuted labels, random probes"
+        null = analysis.measure_null(
+            run.model, probes, test, pooling=options.pooling, bias=options.bias, device=device
+        )
+    found = [
+        analysis.find_clusters(m, threshold=options.threshold, normalize=options.normalize)
+        for m in shp.matrices
+    ]
     snrs = [analysis.signal_to_noise(m, c) for m, c in zip(shp.matrices, found, strict=True)]
+    details = analysis.measure_details(shp, found, null=null)
     title = f"{test_set.name}, {config.model}"
-    files = analysis.write_report(out, probes, shp, found, snrs, title=title)
+    files = analysis.write_report(out, probes, shp, found, snrs, details, title=title)
 
     yield f"single-head performance on {len(test_set)} test images of {test_set.name}"
-    yield from analysis.summarize(probes, shp, found, snrs, max_heads=16)
+    yield from analysis.summarize(probes, shp, found, snrs, details, max_heads=16)
     yield "written:"
     yield from (f"  {path}" for path in files)
 

@@ -168,6 +168,13 @@ def add_shp(commands) -> None:
     )
     shp.add_argument("--bias", action="store_true", help="keep the classifier's bias in the fields")
     shp.add_argument("--threshold", type=positive_float, default=0.5, help="default: 0.5")
+    shp.add_argument(
+        "--normalize",
+        choices=("matrix", "row"),
+        default="matrix",
+        help="fields are divided by the largest of the matrix or of their row (default: matrix)",
+    )
+    shp.add_argument("--no-null", action="store_true", help="leave the null models out")
     shp.add_argument("--batch-size", type=positive_int, default=256, help="default: 256")
     shp.add_argument("--data-root", help="folder of the data set, if it moved since training")
     shp.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -202,6 +209,8 @@ def run_shp(args: argparse.Namespace) -> None:
         pooling=args.pooling,
         bias=args.bias,
         threshold=args.threshold,
+        normalize=args.normalize,
+        null=not args.no_null,
         batch_size=args.batch_size,
         data_root=args.data_root,
         device=args.device,

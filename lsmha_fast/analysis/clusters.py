@@ -115,6 +115,12 @@ def _clique_cover(partners: list[int], strength: list[float]) -> list[int]:
                 candidates,
                 key=lambda i: ((partners[i] & left).bit_count(), strength[i]),
             )
+            if candidates is free and partners[pick] & left == 1 << pick:
+                # nobody left has a partner: the same picks, in one sort instead of one search each
+                for i in sorted(free, key=lambda i: -strength[i]):
+                    assignment[i] = cluster
+                    cluster += 1
+                return assignment
             assignment[pick] = cluster
             candidates = [i for i in candidates if partners[pick] >> i & 1 and i != pick]
         free = [i for i in free if assignment[i] < 0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from .._files import atomic_folder
 from ._io import save_npz
 from .clusters import Clusters
+from .details import BlockDetails
 from .plots import plot_shp
 from .probes import Probes
 from .shp import SHP
@@ -24,6 +25,7 @@ def write_report(
     shp: SHP,
     clusters: Sequence[Clusters],
     snrs: Sequence[SNR],
+    details: Sequence[BlockDetails] | None = None,
     *,
     title: str,
 ) -> list[Path]:
@@ -33,6 +35,7 @@ def write_report(
         folder: a new folder, or one that an earlier call made, which is replaced.
         probes, shp: what was measured.
         clusters, snrs: one per block.
+        details: what `measure_details` gave, one per block.
         title: what was measured, with the data set's name, "(generated)" where it is; on every
             picture.
 
@@ -53,8 +56,9 @@ def write_report(
             _save_clusters(new / "clusters.npz", shp, clusters, snrs),
         ]
         text = new / "summary.txt"
-        text.write_text("\n".join([title, *summarize(probes, shp, clusters, snrs)]) + "\n")
-        record = _record(probes, shp, clusters, snrs)
+        lines = summarize(probes, shp, clusters, snrs, details)
+        text.write_text("\n".join([title, *lines]) + "\n")
+        record = _record(probes, shp, clusters, snrs, details)
         names = ["summary.json", *(p.name for p in (text, *arrays, *pictures))]
         record = {"kind": _KIND, "title": title, "files": names, **record}
         (new / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -103,7 +107,11 @@ def _save_clusters(path: Path, shp: SHP, clusters: Sequence[Clusters], snrs: Seq
 
 
 def _record(
-    probes: Probes, shp: SHP, clusters: Sequence[Clusters], snrs: Sequence[SNR]
+    probes: Probes,
+    shp: SHP,
+    clusters: Sequence[Clusters],
+    snrs: Sequence[SNR],
+    details: Sequence[BlockDetails] | None,
 ) -> dict[str, object]:
     blocks = []
     for m, (found, snr) in enumerate(zip(clusters, snrs, strict=True)):
@@ -113,6 +121,7 @@ def _record(
                 "name": shp.block_names[m],
                 "accuracy": None if probes.accuracy is None else probes.accuracy[m],
                 **block_numbers(found, snr),
+                **({} if details is None else details[m].record()),
                 "recognizes": [[[shp.class_names[i] for i in c] for c in head] for head in heads],
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ._features import Batches, frozen, head_batches, model_device
+from ._features import Batches, HeadBatch, frozen, head_batches, model_device
 from ._io import load_npz, save_npz
 from .probes import Probes, fitting_blocks, normalized
 
 _KIND = "lsmha_fast.shp/1"
 POOLINGS = ("head", "full")
+# batches whose sums are added before they join the total; fixed, so that sums are the same to the
+# last bit however the batches are shared out
+GROUP = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,37 +169,103 @@ def single_head_performance(
         ValueError: unknown pooling, no batches, labels, names or blocks that do not fit, heads
             that are not finite.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
-    K = probes.num_classes
-    names = tuple(map(str, range(K) if class_names is None else class_names))
-    if len(names) != K:
-        raise ValueError(f"{len(names)} class names for {K} classes")
     device = model_device(model, device)
-    weights = [p.pool_weight.to(device) for p in probes.blocks]
-    sums = [torch.zeros(K, *w.shape, dtype=torch.float64, device=device) for w in weights]
-    counts = torch.zeros(K, dtype=torch.int64, device=device)
+    sums = HeadSums(probes, pooling, bias, class_names, device, backend)
+    groups = GroupedSums(sums)
     with frozen(model, device), torch.no_grad():
-        for _, heads, labels in head_batches(model, batches, device):
-            fitting_blocks(probes, heads)
-            for total, x, weight in zip(sums, heads, weights, strict=True):
-                x = normalized(x, probes.layer_norm)
-                total += _class_sums(x, weight, labels, K, pooling, backend)
-            counts += torch.bincount(labels, minlength=K)
-    for m, total in enumerate(sums):
-        if not torch.isfinite(total).all():
-            raise ValueError(f"the heads of {probes.block_names[m]} are not finite")
-    return SHP(
-        tuple(total.cpu() for total in sums),
-        counts.cpu(),
-        tuple(p.fc_weight for p in probes.blocks),
-        tuple(p.fc_bias for p in probes.blocks),
-        probes.block_names,
-        names,
-        pooling,
-        bias,
-        probes.layer_norm,
-    )
+        for batch in head_batches(model, batches, device):
+            sums.add(batch)
+            groups.end_batch()
+    return groups.result()
+
+
+class HeadSums:
+    """Per-class sums of the pooled vectors of all heads, added up batch by batch in fp64."""
+
+    def __init__(
+        self,
+        probes: Probes,
+        pooling: str,
+        bias: bool,
+        class_names: Sequence[str] | None,
+        device: torch.device,
+        backend: str | None,
+    ):
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
+        K = probes.num_classes
+        self.names = tuple(map(str, range(K) if class_names is None else class_names))
+        if len(self.names) != K:
+            raise ValueError(f"{len(self.names)} class names for {K} classes")
+        self.probes, self.pooling, self.bias, self.backend = probes, pooling, bias, backend
+        self.weights = [p.pool_weight.to(device) for p in probes.blocks]
+        self.sums = [
+            torch.zeros(K, *w.shape, dtype=torch.float64, device=device) for w in self.weights
+        ]
+        self.counts = torch.zeros(K, dtype=torch.int64, device=device)
+
+    def add(self, batch: HeadBatch, labels: Tensor | None = None) -> None:
+        """Add one batch, counted under its own labels or under others of the same shape."""
+        labels = batch.labels if labels is None else labels
+        K = len(self.names)
+        if batch.logits.shape[1] != K:
+            raise ValueError(f"the model has {batch.logits.shape[1]} classes, the probes have {K}")
+        fitting_blocks(self.probes, batch.heads)
+        for total, x, weight in zip(self.sums, batch.heads, self.weights, strict=True):
+            x = normalized(x, self.probes.layer_norm)
+            total += _class_sums(x, weight, labels, K, self.pooling, self.backend)
+        self.counts += torch.bincount(labels, minlength=K)
+
+    def take(self) -> SHP:
+        """What was added since the last call, on the CPU; starts again from zero."""
+        for name, total in zip(self.probes.block_names, self.sums, strict=True):
+            if not torch.isfinite(total).all():
+                raise ValueError(f"the heads of {name} are not finite")
+        shp = SHP(
+            tuple(total.cpu().clone() for total in self.sums),
+            self.counts.cpu().clone(),
+            tuple(p.fc_weight for p in self.probes.blocks),
+            tuple(p.fc_bias for p in self.probes.blocks),
+            self.probes.block_names,
+            self.names,
+            self.pooling,
+            self.bias,
+            self.probes.layer_norm,
+        )
+        for total in (*self.sums, self.counts):
+            total.zero_()
+        return shp
+
+
+class GroupedSums:
+    """Adds batches up in groups of `GROUP`, then the groups: the order that shards keep too."""
+
+    def __init__(self, sums: HeadSums):
+        self.sums = sums
+        self.waiting = 0
+        self.total: SHP | None = None
+
+    def end_batch(self) -> None:
+        self.waiting += 1
+        if self.waiting == GROUP:
+            self._end_group()
+
+    def result(self) -> SHP:
+        if self.waiting or self.total is None:
+            self._end_group()
+        assert self.total is not None
+        return self.total
+
+    def _end_group(self) -> None:
+        group = self.sums.take()
+        self.total = group if self.total is None else add_shp(self.total, group)
+        self.waiting = 0
+
+
+def add_shp(first: SHP, second: SHP) -> SHP:
+    """The SHP of two disjoint sets of images, measured with the same probes and options."""
+    sums = tuple(a + b for a, b in zip(first.sums, second.sums, strict=True))
+    return replace(first, sums=sums, counts=first.counts + second.counts)
 
 
 def _class_sums(

@@ -41,33 +41,52 @@ def signal_to_noise(matrices: Tensor, clusters: Clusters) -> SNR:
     Raises:
         ValueError: the shapes do not fit, or there are fewer than two labels.
     """
+    fields = check_fields(matrices, clusters)
+    K = fields.shape[1]
+    signal = clusters.recognized.sum(0).double()
+    noise = wrong_answers(clusters).sum(0).double()
+    mean_noise = float(noise.sum()) / (K * (K - 1))
+    unclipped = unclipped_ratio(fields.sum(0))
+    return SNR(
+        signal=signal,
+        noise=noise,
+        snr=ratio(signal, noise.sum(0) / (K - 1)),
+        mean_signal=float(signal.mean()),
+        mean_noise=mean_noise,
+        mean_snr=float(ratio(signal.mean(), torch.tensor(mean_noise, dtype=torch.float64))),
+        unclipped=unclipped,
+        mean_unclipped=float(unclipped.mean()),
+    )
+
+
+def check_fields(matrices: Tensor, clusters: Clusters) -> Tensor:
+    """The matrices as fp64 on the CPU, refused where `clusters` are not theirs."""
     fields = torch.as_tensor(matrices).detach().to("cpu", torch.float64)
     if fields.shape != clusters.above.shape or fields.shape[-1] < 2:
         raise ValueError(
             "expected matrices (H, K >= 2, K) and their clusters, got "
             f"{tuple(fields.shape)} and clusters of {tuple(clusters.above.shape)}"
         )
-    K = fields.shape[1]
-    wrong = ~torch.eye(K, dtype=torch.bool)
-    signal = clusters.recognized.sum(0).double()
+    if not torch.isfinite(fields).all():
+        raise ValueError("the matrices hold elements that are not finite")
+    return fields
+
+
+def wrong_answers(clusters: Clusters) -> Tensor:
+    """Elements above threshold off the diagonal and outside the clusters, (H, K, K) bool."""
     same = clusters.assignment[:, :, None] == clusters.assignment[:, None]
     together = same & clusters.recognized[:, None]
-    noise = (clusters.above & ~together & wrong).sum(0).double()
-    mean_noise = float(noise.sum()) / (K * (K - 1))
-    total = fields.sum(0)
-    spread = total[wrong].view(K, K - 1).std(1, correction=0)
-    unclipped = _ratio(total.diagonal(), spread)
-    return SNR(
-        signal=signal,
-        noise=noise,
-        snr=_ratio(signal, noise.sum(0) / (K - 1)),
-        mean_signal=float(signal.mean()),
-        mean_noise=mean_noise,
-        mean_snr=float(_ratio(signal.mean(), torch.tensor(mean_noise))),
-        unclipped=unclipped,
-        mean_unclipped=float(unclipped.mean()),
-    )
+    return clusters.above & ~together & ~torch.eye(same.shape[1], dtype=torch.bool)
 
 
-def _ratio(signal: Tensor, noise: Tensor) -> Tensor:
+def unclipped_ratio(total: Tensor) -> Tensor:
+    """SNR* (..., K) of summed fields (..., K, K)."""
+    K = total.shape[-1]
+    wrong = ~torch.eye(K, dtype=torch.bool)
+    spread = total[..., wrong].unflatten(-1, (K, K - 1)).std(-1, correction=0)
+    return ratio(total.diagonal(dim1=-2, dim2=-1), spread)
+
+
+def ratio(signal: Tensor, noise: Tensor) -> Tensor:
+    """Signal over noise; without signal 0, also where there is no noise."""
     return torch.where(signal == 0, 0.0, signal / noise)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .clusters import Clusters
 from .probes import Probes
 from .shp import SHP
 from .snr import SNR
+
+if TYPE_CHECKING:
+    from .details import BlockDetails
 
 
 def summarize(
@@ -16,6 +20,7 @@ def summarize(
     shp: SHP,
     clusters: Sequence[Clusters],
     snrs: Sequence[SNR],
+    details: Sequence[BlockDetails] | None = None,
     *,
     max_heads: int = 8,
     width: int = 100,
@@ -25,6 +30,7 @@ def summarize(
     Args:
         probes, shp: what was measured.
         clusters, snrs: one per block.
+        details: what `measure_details` gave, one per block.
         max_heads: heads to list per block; those that recognise most labels come first.
         width: longest line for a head, in characters.
 
@@ -34,6 +40,8 @@ def summarize(
     lines = []
     for m, (found, snr) in enumerate(zip(clusters, snrs, strict=True)):
         lines += _block_lines(probes, shp, m, found, snr)
+        if details is not None:
+            lines += details[m].lines()
         # a stable sort: among equals, lower head numbers first
         ranked = sorted(range(len(found.number)), key=lambda h: -int(found.recognized[h].sum()))
         lines += [
@@ -41,6 +49,9 @@ def summarize(
         ]
         if len(ranked) > max_heads:
             lines.append(f"  ... and {len(ranked) - max_heads} more heads")
+    empty = int((shp.counts == 0).sum())
+    if empty:
+        lines.append(f"{empty} labels have no images: no head can recognise them, their SNR is 0")
     if probes.model_accuracy is not None:
         lines.append(f"whole model: accuracy {probes.model_accuracy:.2%}")
     return [*lines, choices_text(shp, clusters[0])]

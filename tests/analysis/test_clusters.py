@@ -1,5 +1,7 @@
 """Clusters against their definition, planted clusters, and relabelling."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -124,6 +126,44 @@ def test_definition_holds_on_any_matrix(seed, K, normalize):
     assert found.internal_noise.item() == counts["internal"]
     assert found.column_noise.item() == counts["column"]
     assert found.rest_noise.item() == counts["rest"]
+
+
+def plain_cover(above, own):
+    """The documented greedy rule, one label at a time: sets of labels in the order found."""
+    K = len(own)
+    partners = [{j for j in range(K) if above[i][j] and above[j][i]} for i in range(K)]
+    free, cover = {i for i in range(K) if above[i][i]}, []
+    while free:
+        clique, fit = [], set(free)
+        while fit:
+            clique.append(max(fit, key=lambda i: (len(partners[i] & fit), own[i], -i)))
+            fit = (fit & partners[clique[-1]]) - {clique[-1]}
+        cover.append(set(clique))
+        free -= cover[-1]
+    return cover
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 14), st.floats(0.05, 1.0))
+def test_cover_is_the_documented_greedy_one(seed, K, threshold):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randint(-1, 9, (K, K), generator=generator).double() + 3 * torch.eye(K)
+    found = find_clusters(matrix[None], threshold=threshold)
+    cover = plain_cover(found.above[0].tolist(), matrix.diagonal().tolist())
+    assignment = found.assignment[0].tolist()
+    numbers = range(int(found.number))
+    assert [{j for j in range(K) if assignment[j] == n} for n in numbers] == cover
+
+
+@pytest.mark.parametrize("own", [0.0, 5.0])
+def test_large_networks_take_seconds(own):
+    """7 blocks of 256 heads and 100 labels, few partners and many: under 5 s of one core."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = [torch.rand(256, 100, 100, generator=generator) for _ in range(7)]
+    start = time.process_time()
+    for block in blocks:
+        find_clusters(block + own * torch.eye(100))
+    assert time.process_time() - start < 5
 
 
 def test_ties_are_broken_as_documented():

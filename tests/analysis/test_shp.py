@@ -145,5 +145,11 @@ def test_probes_of_another_model_are_an_error(model, batches):
         single_head_performance(model, probes, batches)
 
 
+def test_probes_of_other_classes_are_an_error(model, batches):
+    probes = random_probes(model, num_classes=3)
+    with pytest.raises(ValueError, match="the model has 4 classes, the probes have 3"):
+        single_head_performance(model, probes, batches)
+
+
 def labels_of(count):
     return torch.zeros(count, dtype=torch.int64)
