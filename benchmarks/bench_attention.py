@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.common import DEVICE, info, relative_error, sync_timer
+from lsmha_fast._ext import cuda_ext_missing, ext_missing
 from lsmha_fast.ops import attention, attention_packed
 from lsmha_fast.ops.attention.op import CHECKS
 
@@ -18,7 +19,14 @@ from lsmha_fast.ops.attention.op import CHECKS
 MAIN = {"cpu": (4, 64, 64, 4), "cuda": (256, 256, 64, 4)}[DEVICE]
 # (B, N, H, D)
 SHAPES = {
-    "cpu": [MAIN, (2, 256, 16, 16)],
+    "cpu": [
+        MAIN,
+        (1, 256, 256, 1),
+        (1, 256, 128, 2),
+        (1, 256, 32, 8),
+        (2, 256, 16, 16),
+        (2, 256, 8, 32),
+    ],
     "cuda": [MAIN, *((256, 256, 256 // D, D) for D in (32, 16, 8, 2, 1)), (256, 64, 64, 4)],
 }[DEVICE]
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -57,8 +65,12 @@ METHODS = {
     "ours-sdpa": lambda: ours("sdpa"),
     "ours": lambda: ours(None),
 }
+if DEVICE == "cpu" and ext_missing() is None:
+    METHODS["ours-cpp"] = lambda: ours("cpp")
 if DEVICE == "cuda":
     METHODS["ours-triton"] = lambda: ours("triton")
+    if cuda_ext_missing() is None:
+        METHODS["ours-cuda"] = lambda: ours("cuda")
     METHODS["sdpa-padded"] = lambda: sdpa(pad=True)
     for name in ("CUDNN", "FLASH", "EFFICIENT"):
         kernel = getattr(SDPBackend, f"{name}_ATTENTION")
@@ -153,8 +165,16 @@ def packed_sdpa(qkv, dropout_p):
     return sdpa()(*unpack(qkv), dropout_p).transpose(1, 2).contiguous()
 
 
+def runs_here(backend):
+    if backend == "cuda":
+        return DEVICE == "cuda" and cuda_ext_missing() is None
+    if backend == "cpp":
+        return DEVICE == "cpu" and ext_missing() is None
+    return backend != "triton" or DEVICE == "cuda"
+
+
 PACKED = {"sdpa": packed_sdpa, "ours": packed(None)} | {
-    f"ours-{name}": packed(name) for name in CHECKS if name != "triton" or DEVICE == "cuda"
+    f"ours-{name}": packed(name) for name in CHECKS if runs_here(name)
 }
 
 

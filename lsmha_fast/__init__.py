@@ -24,11 +24,20 @@ if TYPE_CHECKING:
     from .nn import EncoderBlock as EncoderBlock
     from .nn import LSMultiHeadAttention as LSMultiHeadAttention
     from .nn import SeqPool as SeqPool
+    from .nn import replace_attention as replace_attention
 
 _HOMES = {
     **dict.fromkeys(("analysis", "data", "models", "nn", "ops", "train"), ""),
     **dict.fromkeys(
-        ("LSMultiHeadAttention", "ConvStem", "ConvBlock", "SeqPool", "EncoderBlock"), "nn"
+        (
+            "LSMultiHeadAttention",
+            "ConvStem",
+            "ConvBlock",
+            "SeqPool",
+            "EncoderBlock",
+            "replace_attention",
+        ),
+        "nn",
     ),
     **dict.fromkeys(("CCT", "create_model"), "models"),
 }

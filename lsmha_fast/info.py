@@ -33,22 +33,24 @@ def _torch_lines() -> list[str]:
         import torch
     except ModuleNotFoundError:
         return ["torch: missing (pip install torch); only `lsmha info` and `lsmha --help` work"]
-    from ._ext import ext_missing
+    from ._ext import cuda_ext_missing, ext_missing
     from .ops._triton_utils import triton_missing
 
     cuda = "no CUDA device"
     if torch.cuda.is_available():
         cuda = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    triton = triton_missing()
-    if triton is None and not torch.cuda.is_available():
-        triton = "installed, but there is no CUDA device to run on"
-    cpp = ext_missing()
+    no_device = None
+    if not torch.cuda.is_available():
+        no_device = "installed, but there is no CUDA device to run on"
+    triton = triton_missing() or no_device
+    cpp, native = ext_missing(), cuda_ext_missing() or no_device
     return [
         f"torch {torch.__version__} (CUDA build {torch.version.cuda or 'none'}): {cuda}, "
         f"{torch.get_num_threads()} CPU threads",
         "backend reference: ready",
         f"backend triton {_version('triton')}: {triton or 'ready'}",
         f"backend cpp: {cpp or 'ready'}",
+        f"backend cuda: {native or 'ready'}",
     ]
 
 

@@ -7,20 +7,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import attention, attention_packed, attention_weights
+from ._call_forms import call_layout, check_sizes, forward_nested
+from ._fast_path import NoFastPath, forbid_fast_path
 from ._masks import AttentionMask, merge_masks
 
 
-def _always_call_forward(module: nn.Module, args: tuple) -> None:
-    """A hook that does nothing: `nn.TransformerEncoderLayer`'s inference fast path reads the
-    attention's weights and skips its `forward`, unless a hook is registered."""
-
-
-class LSMultiHeadAttention(nn.MultiheadAttention):
+class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
     """Multi-head attention for very many small heads (arXiv 2506.23832).
 
     Arguments, call and state_dict are those of `torch.nn.MultiheadAttention`; any
     `num_heads` and `head_dim` works and no H x L x S tensor is held in memory. One difference is
-    deliberate: a query whose keys are all masked gets zero attention instead of NaN.
+    deliberate: a query whose keys are all masked gets zero attention, and zero weights, instead of
+    NaN, in training and evaluation alike. `nn.TransformerEncoderLayer` calls this module in
+    evaluation, too, where it would skip its own.
 
     Args:
         embed_dim: channels of a query token and of the output.
@@ -60,7 +59,7 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
     ):
         # the parent's constructor cannot make a free head_dim; its attributes are set here
         nn.Module.__init__(self)
-        _check_sizes(embed_dim, num_heads, head_dim, dropout)
+        check_sizes(embed_dim, num_heads, head_dim, dropout)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
@@ -93,7 +92,7 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
             row = nn.Parameter(torch.empty(1, 1, inner, **made)) if add_bias_kv else None
             self.register_parameter(name, row)
         self._reset_parameters()
-        self.register_forward_pre_hook(_always_call_forward)
+        forbid_fast_path(self)
 
     def _reset_parameters(self):
         """The parent's initialisation, which expects both biases or none."""
@@ -107,6 +106,20 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
         for row in (self.bias_k, self.bias_v):
             if row is not None:
                 nn.init.xavier_normal_(row)
+
+    @classmethod
+    def adopt(cls, module: nn.MultiheadAttention, backend: str | None = None) -> None:
+        """Turn an `nn.MultiheadAttention` into this class, in place.
+
+        Parameters, state_dict keys and hooks stay, so optimizers made before go on to work.
+
+        Args:
+            module: an `nn.MultiheadAttention`, not a subclass.
+            backend: see `lsmha_fast.ops.attention`.
+        """
+        module.__class__ = cls
+        module.backend = backend  # type: ignore[assignment]
+        forbid_fast_path(module)
 
     def heads(
         self,
@@ -132,15 +145,8 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
                 f"heads(x) is self-attention; this module has kdim={self.kdim}, vdim={self.vdim} "
                 f"and embed_dim={self.embed_dim}"
             )
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return attention_packed(
-            qkv.unflatten(-1, (3, self.num_heads, self.head_dim)),
-            key_mask=key_mask,
-            bias=attn_bias,
-            dropout_p=self.dropout if self.training else 0.0,
-            head_scale=head_scale,
-            backend=self.backend,
-        )
+        mask = AttentionMask(key_mask, attn_bias)
+        return self._attend_packed(self._project_packed(x), mask, head_scale)
 
     def project(self, heads: Tensor) -> Tensor:
         """Output projection of the heads' outputs, (B, N, H, D) -> (B, N, embed_dim)."""
@@ -157,41 +163,46 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `torch.nn.MultiheadAttention.forward`, with its shapes, masks and errors.
+        """As `torch.nn.MultiheadAttention.forward`, with its shapes, masks and error types.
 
-        The returned weights are those before dropout.
+        `need_weights=True` returns the average over the heads without an H x L x S tensor in
+        memory; the weights are those before dropout.
         """
-        batched = query.ndim == 3
-        _check_inputs(self, query, key, value)
-        if not batched:
-            query, key, value = (t[None] for t in (query, key, value))
-        elif not self.batch_first:
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-        mask = merge_masks(
-            query, key.shape[1], self.num_heads, key_padding_mask, attn_mask, is_causal
-        )
-        plain = self.bias_k is None and not self.add_zero_attn
-        if plain and not need_weights and query is key is value and self._qkv_same_embed_dim:
-            out, weights = self.heads(query, key_mask=mask.key_mask, attn_bias=mask.bias), None
-        else:
-            out, weights = self._general(
-                query, key, value, mask, need_weights, average_attn_weights
+        if query.is_nested or key.is_nested or value.is_nested:
+            return forward_nested(
+                self,
+                query,
+                key,
+                value,
+                key_padding_mask,
+                attn_mask,
+                need_weights=need_weights,
+                average_attn_weights=average_attn_weights,
             )
-        out = self.project(out)  # (B, L, embed_dim)
-        if not batched:
-            return out[0], None if weights is None else weights[0]
-        return out if self.batch_first else out.transpose(0, 1), weights
+        layout = call_layout(self, query, key, value, key_padding_mask, attn_mask)
+        B, L = layout.to_batch_first(query).shape[:2]
+        sizes = B, self.num_heads, L, layout.to_batch_first(key).shape[1]
+        mask = merge_masks(query, sizes, key_padding_mask, attn_mask, is_causal, need_weights)
+        more_keys = self.bias_k is not None or self.add_zero_attn
+        packed = self._qkv_same_embed_dim and query is key and key is value
+        if packed and not need_weights and not more_keys:
+            qkv = layout.to_batch_first(self._project_packed(query))
+            out, weights = self._attend_packed(qkv, mask), None
+        else:
+            q, k, v = (layout.to_batch_first(t) for t in self._project_inputs(query, key, value))
+            if more_keys:
+                k, v, mask = self._append_keys(k, v, mask)
+            q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, ., D)
+            out = self._attend(q, k, v, mask).transpose(1, 2)
+            weights = _weights(q, k, mask, average_attn_weights) if need_weights else None
+        out = layout.from_batch_first(self.project(out))
+        if weights is not None and not layout.batched:
+            weights = weights[0]
+        return out, weights
 
-    def _general(self, query, key, value, mask: AttentionMask, need_weights, average):
-        """Heads' outputs (B, L, H, D) and weights for separate queries, keys and values."""
-        q, k, v = self._project_inputs(query, key, value)
-        if self.bias_k is not None:
-            k, v, mask = _append_key(k, v, self.bias_k, self.bias_v, mask)
-        if self.add_zero_attn:
-            zero = k.new_zeros(1, 1, k.shape[2] * k.shape[3])
-            k, v, mask = _append_key(k, v, zero, zero, mask)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, ., D)
-        out = attention(
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+        """(B, H, ., D) -> (B, H, L, D)."""
+        return attention(
             q,
             k,
             v,
@@ -200,41 +211,64 @@ class LSMultiHeadAttention(nn.MultiheadAttention):
             dropout_p=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
-        weights = None
-        if need_weights and average:
-            weights = attention_weights(q, k, key_mask=mask.key_mask, bias=mask.bias)
-        elif need_weights:
-            weights = _weights_per_head(q, k, mask)
-        return out.transpose(1, 2), weights
 
-    def _project_inputs(self, query, key, value):
-        """(B, L, H, D), (B, S, H, D), (B, S, H, D)."""
+    def _attend_packed(
+        self, qkv: Tensor, mask: AttentionMask, head_scale: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, 3, H, D) -> (B, N, H, D)."""
+        return attention_packed(
+            qkv,
+            key_mask=mask.key_mask,
+            bias=mask.bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            head_scale=head_scale,
+            backend=self.backend,
+        )
+
+    def _project_packed(self, x: Tensor) -> Tensor:
+        """(..., embed_dim) -> (..., 3, H, D)."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        qkv = F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
+        return qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
+
+    def _project_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """q (..., H, D), k and v (..., H, D), with as few products as the inputs allow."""
+        if self._qkv_same_embed_dim and query is key and key is value:
+            return self._project_packed(query).unbind(-3)
         if self._qkv_same_embed_dim:
             weights = self.in_proj_weight.chunk(3)
         else:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         sizes = (self.num_heads, self.head_dim)
-        return (
+        return tuple(
             F.linear(x, w, b).unflatten(-1, sizes)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
 
+    def _append_keys(self, k: Tensor, v: Tensor, mask: AttentionMask):
+        """Append the learned key and value, then those of zeros, to (B, S, H, D)."""
+        rows: list[tuple[Tensor, Tensor]] = []
+        if self.bias_k is not None and self.bias_v is not None:
+            rows.append((self.bias_k, self.bias_v))
+        if self.add_zero_attn:
+            zero = k.new_zeros(1, 1, k.shape[2] * k.shape[3])
+            rows.append((zero, zero))
+        for pair in rows:
+            k, v = (
+                torch.cat(
+                    [t, row.to(t.dtype).view(1, 1, *t.shape[2:]).expand(len(t), -1, -1, -1)], 1
+                )
+                for t, row in zip((k, v), pair, strict=True)
+            )
+            mask = mask.with_free_key()
+        return k, v, mask
 
-def _append_key(k, v, k_row, v_row, mask: AttentionMask):
-    """Append one key and value, (1, 1, H * D) each, that no mask hides."""
-    B, _, H, D = k.shape
-    k, v = (
-        torch.cat([t, row.to(t.dtype).unflatten(-1, (H, D)).expand(B, 1, H, D)], dim=1)
-        for t, row in ((k, k_row), (v, v_row))
-    )
-    key_mask = None if mask.key_mask is None else F.pad(mask.key_mask, (0, 1), value=True)
-    bias = None if mask.bias is None else F.pad(mask.bias, (0, 1))
-    return k, v, AttentionMask(key_mask, bias)
 
-
-def _weights_per_head(q, k, mask: AttentionMask) -> Tensor:
-    """Softmax weights of every head, (B, H, L, S): the caller asked for that tensor."""
+def _weights(q: Tensor, k: Tensor, mask: AttentionMask, average: bool) -> Tensor:
+    """Softmax weights: the heads' average (B, L, S), or (B, H, L, S) where it was asked for."""
+    if average:
+        return attention_weights(q, k, key_mask=mask.key_mask, bias=mask.bias)
     rows = []
     for h in range(q.shape[1]):
         one = slice(h, h + 1)
@@ -243,35 +277,3 @@ def _weights_per_head(q, k, mask: AttentionMask) -> Tensor:
             bias = bias[:, one]
         rows.append(attention_weights(q[:, one], k[:, one], key_mask=mask.key_mask, bias=bias))
     return torch.stack(rows, dim=1)
-
-
-def _check_sizes(embed_dim: int, num_heads: int, head_dim: int | None, dropout: float) -> None:
-    if embed_dim <= 0 or num_heads <= 0 or (head_dim is not None and head_dim <= 0):
-        raise ValueError(
-            "embed_dim, num_heads and head_dim must be greater than 0, "
-            f"got {embed_dim}, {num_heads} and {head_dim}"
-        )
-    if head_dim is None and embed_dim % num_heads:
-        allowed = ", ".join(str(h) for h in range(1, embed_dim + 1) if embed_dim % h == 0)
-        raise ValueError(
-            f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}; choose num_heads "
-            f"from {allowed}, or give head_dim to let the heads have a width of their own"
-        )
-    if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"dropout must be in [0, 1], got {dropout}")
-
-
-def _check_inputs(module: LSMultiHeadAttention, query: Tensor, key: Tensor, value: Tensor) -> None:
-    if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
-        raise RuntimeError(
-            "query, key and value must all be 2-D (unbatched) or all 3-D (batched), "
-            f"got {query.ndim}-D, {key.ndim}-D and {value.ndim}-D"
-        )
-    given = tuple(t.shape[-1] for t in (query, key, value))
-    wanted = (module.embed_dim, module.kdim, module.vdim)
-    if given != wanted:
-        raise RuntimeError(f"expected query, key, value with {wanted} channels, got {given}")
-    if key.shape[:-1] != value.shape[:-1]:
-        raise RuntimeError(
-            f"key {tuple(key.shape)} and value {tuple(value.shape)} differ in tokens or batch"
-        )

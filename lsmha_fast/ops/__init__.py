@@ -1,6 +1,7 @@
 """Stateless ops. Each folder holds one op: public function, reference, backends."""
 
 from .attention import attention as attention
+from .attention import attention_decompositions as attention_decompositions
 from .attention import attention_packed as attention_packed
 from .attention import attention_weights as attention_weights
 from .conv_stem import conv_stem as conv_stem

@@ -195,9 +195,9 @@ def test_bad_calls_say_what_is_expected():
     x = torch.randn(2, 6, 16)
     with pytest.raises(RuntimeError, match=r"attn_mask must have shape \(6, 6\) or \(8, 6, 6\)"):
         module(x, x, x, attn_mask=torch.zeros(5, 6))
-    with pytest.raises(RuntimeError, match=r"key_padding_mask must have shape \(2, 6\)"):
+    with pytest.raises(AssertionError, match=r"key_padding_mask must have shape \(2, 6\)"):
         module(x, x, x, key_padding_mask=torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(RuntimeError, match="is_causal"):
         module(x, x, x, is_causal=True)
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(AssertionError, match="channels"):
         module(x[..., :8], x, x)

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsmha_fast.ops import attention, attention_packed, attention_weights
 from lsmha_fast.ops.attention import reference
+from lsmha_fast.ops.attention.op import CHECKS
 from lsmha_fast.testing import assert_no_worse, nan_filled_empty
 
 SHAPE = (2, 3, 4, 5, 2)  # B, H, L, S, D
@@ -236,7 +237,8 @@ def test_weights_never_hold_all_heads():
         weights, lse = reference.attention_weights(a)
         buffers = torch.empty_like(q), torch.empty_like(k)
         reference.attention_weights_backward(weights, a, lse, False, *buffers)
-    assert largest.numel == B * L * S
+    assert largest.numel == reference.HEADS_AT_ONCE * B * L * S
+    assert reference.HEADS_AT_ONCE < H
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
@@ -247,3 +249,15 @@ def test_autocast_changes_nothing(backend):
         mixed = run(backend, torch.float32, tensors, options)
     for a, b in zip(plain, mixed, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", [b for b in CHECKS if b not in ("triton", "cuda")])
+@pytest.mark.parametrize("D", [1, 2, 16])
+def test_last_dimension_need_not_be_dense(backend, D):
+    """As in models that keep images (B, C, rows, columns): transposed tokens."""
+    tensors = [torch.randn(2, 3, D, 49).double().mT for _ in range(4)]
+    q = tensors[0].float()
+    if CHECKS[backend](q, None, None, 0.0) is not None:
+        pytest.skip("the backend does not run here")
+    assert q.stride(-1) == 49
+    assert_backend_is_exact(backend, torch.float32, tensors, {})

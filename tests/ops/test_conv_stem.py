@@ -192,11 +192,11 @@ def test_compiles_as_one_graph():
             assert torch.equal(compiled(*tensors, stride=1, padding=1, pool=pool), out)
 
 
-def test_default_backend_on_a_cpu_is_the_reference(monkeypatch):
+def test_default_backend_of_fp64_is_the_reference(monkeypatch):
     asked = []
     load = op.load_backend
     monkeypatch.setattr(op, "load_backend", lambda *a: asked.append(a[1]) or load(*a))
-    conv_stem(*inputs(GEOMETRIES[0], torch.float32), stride=1, padding=1).sum().backward()
+    conv_stem(*inputs(GEOMETRIES[0]), stride=1, padding=1).sum().backward()
     # also where Triton's interpreter could run the call
     assert asked == ["reference", "reference"]
 
@@ -221,7 +221,7 @@ X, WEIGHT, BIAS = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3), torch.zeros(
         ({"pool": (3, 0, 1)}, "stride=0"),
         ({"x": X[:, :, :1, :1], "padding": 0}, r"x \(2, 3, 1, 1\)"),
         ({"pool": (11, 1, 0)}, "kernel=11"),
-        ({"backend": "numpy"}, "unknown backend 'numpy'; choose from reference, triton"),
+        ({"backend": "numpy"}, "unknown backend 'numpy'; choose from reference, triton, cuda, cpp"),
     ],
 )
 def test_bad_input_is_an_error_that_shows_the_value(change, message):

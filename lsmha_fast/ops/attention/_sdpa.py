@@ -17,6 +17,7 @@ aten = torch.ops.aten
 
 def attention(a: Inputs) -> tuple[Tensor, Tensor]:
     """Output (B, H, L, D) with the heads last in memory, and log-sum-exp (B, H, L)."""
+    a = _dense(a)
     v = _scaled_v(a)
     if a.q.device.type == "cuda":
         o, lse, *_ = aten._scaled_dot_product_flash_attention(a.q, a.k, v, scale=a.scale)
@@ -39,6 +40,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """Write dq, dk and dv in place; return an empty dbias and dhead_scale (or empty)."""
     assert not bias_grad  # the check refuses a bias that needs a gradient
+    a, do = _dense(a), _dense_last(do)
     v = _scaled_v(a)
     if a.q.device.type == "cuda":
         # the random state is only read when there is dropout
@@ -59,6 +61,16 @@ def attention_backward(
         dhead_scale = dhead_scale.to(a.head_scale.dtype)
         dv *= a.head_scale.to(dv.dtype)[:, None, None]
     return a.q.new_empty(0), dhead_scale
+
+
+def _dense(a: Inputs) -> Inputs:
+    q, k, v = (_dense_last(t) for t in (a.q, a.k, a.v))
+    return a._replace(q=q, k=k, v=v)
+
+
+def _dense_last(t: Tensor) -> Tensor:
+    """`t`, or a copy: the library kernels take the last dimension to be dense without a check."""
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
 def _scaled_v(a: Inputs) -> Tensor:

@@ -7,18 +7,26 @@ import math
 import torch
 from torch import Tensor
 
+from ..._ext import cpp_check, cuda_check
 from .._dispatch import Check, always, resolve_backend, triton_check
 from .registration import Attention, AttentionPacked, AttentionWeights
 
 # the kernels are built and checked for spills up to here; the project's heads are 1 to 64 wide
 TRITON_MAX_HEAD_DIM = 64
+# channels that the widest operands of the kernels have room for
+CUDA_MAX_HEAD_DIM = 16
 # FlashAttention-2 computes 32 channels whatever the head dim is; below, the Triton kernel's 16 win
 SDPA_MIN_HEAD_DIM = 32
+# Widest head that the native CPU kernels take by default, by PyTorch's name of the instruction set.
+# Measured at N = 256 against PyTorch's kernel, one thread, forward: with AVX-512 8 times as fast at
+# D = 2, 1.2 at 32 and 1.1 at 128, where both spend their time in equally good matrix products; with
+# AVX2 1.1 at 16 and 0.9 at 32; without either 1.3 (with the gradient) at 16 and 0.9 at 32.
+CPP_MAX_HEAD_DIM = {"AVX512": 128, "AVX2": 16, "DEFAULT": 16}
 
 
 def _sdpa_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     """Reason why PyTorch's fused kernels cannot take this call, or None."""
-    other = "use 'triton' or 'reference'"
+    other = "use 'cpp', 'triton' or 'reference'"
     if dropout_p > 0:
         return f"it gives no control over dropout's random bits; {other}"
     if bias is not None and bias.requires_grad and torch.is_grad_enabled():
@@ -43,16 +51,50 @@ def _triton_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     return triton_check(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
-CHECKS: dict[str, Check] = {"reference": always, "sdpa": _sdpa_check, "triton": _triton_check}
+def _cpp_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
+    """Reason why the native CPU kernels cannot take this call, or None."""
+    return cpp_check(q, (torch.float32, torch.bfloat16, torch.float64))
+
+
+def _cuda_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
+    """Reason why the CUDA kernels cannot take this call, or None."""
+    if bias is not None:
+        return "its kernels take no bias; use 'triton' or 'reference'"
+    if q.shape[3] > CUDA_MAX_HEAD_DIM:
+        return f"head dim {q.shape[3]} exceeds {CUDA_MAX_HEAD_DIM}; use 'triton' or 'sdpa'"
+    return cuda_check(q, (torch.float32, torch.float16, torch.bfloat16))
+
+
+CHECKS: dict[str, Check] = {
+    "reference": always,
+    "sdpa": _sdpa_check,
+    "triton": _triton_check,
+    "cpp": _cpp_check,
+    "cuda": _cuda_check,
+}
 WEIGHTS_CHECKS: dict[str, Check] = {"reference": always}
+
+
+def _cpp_max_head_dim() -> int:
+    # what is not in the table belongs to other processors, where the kernels are the portable ones
+    capability = torch.backends.cpu.get_cpu_capability()
+    return CPP_MAX_HEAD_DIM.get(capability, CPP_MAX_HEAD_DIM["DEFAULT"])
+
+
+# torch.compile then calls it instead of tracing it, see ext_missing
+_cpp_max_head_dim._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _order(q: Tensor) -> tuple[str, ...]:
     """Backends to try, fastest first; Triton on a CPU is the slow interpreter: on request only."""
     if q.device.type == "cuda":
         small = q.shape[3] < SDPA_MIN_HEAD_DIM
-        return ("triton", "sdpa") if small else ("sdpa", "triton")
-    return ("sdpa",) if q.device.type == "cpu" else ()
+        return ("cuda", "triton", "sdpa") if small else ("sdpa", "triton")
+    if q.device.type != "cpu":
+        return ()
+    if q.dtype == torch.float64:  # the native kernel for it is there to check gradients
+        return ("sdpa",)
+    return ("cpp", "sdpa") if q.shape[3] <= _cpp_max_head_dim() else ("sdpa", "cpp")
 
 
 def attention(
@@ -79,7 +121,8 @@ def attention(
             come from torch's generator of the device; apply it in training only.
         scale: factor of the logits, finite and > 0; by default D^-0.5.
         head_scale: (H,) float, multiplies each head's output; 0 silences a head.
-        backend: "reference", "sdpa" or "triton"; by default the fastest one for this call.
+        backend: "reference", "sdpa", "triton", "cpp" or "cuda"; by default the fastest one for this
+            call.
 
     Returns:
         (B, H, L, D) in the dtype of `q`, in memory (B, L, H, D): merging the heads copies nothing.
@@ -96,7 +139,7 @@ def attention(
     _check_same("attention", q, k=k, v=v)
     bias, options = _options("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend("attention", backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)
+    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_packed(
@@ -135,7 +178,7 @@ def attention_packed(
     _check_same(name, q)
     bias, options = _options(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)
+    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_weights(
@@ -155,7 +198,7 @@ def attention_weights(
         key_mask: see `attention`.
         bias: see `attention`.
         scale: see `attention`.
-        backend: "reference" (one head at a time), which is the default.
+        backend: "reference" (a few heads at a time), which is the default.
 
     Returns:
         (B, L, S) in the dtype of `q`; a query without keys has weights zero.
@@ -172,7 +215,7 @@ def attention_weights(
     _check_same(name, q, k=k)
     bias, (_, _, scale) = _options(name, q, k, key_mask, bias, 0.0, scale, None)
     backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ())
-    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)
+    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)[0]
 
 
 def _without_tokens(x: Tensor) -> tuple[int, int, int]:

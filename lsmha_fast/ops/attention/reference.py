@@ -8,6 +8,8 @@ from torch import Tensor
 from .common import Inputs, dropout_rule
 
 PHILOX_ROUNDS = 7
+# of the averaged weights: enough to fill a device, few enough to hold
+HEADS_AT_ONCE = 4
 
 
 def attention(a: Inputs) -> tuple[Tensor, Tensor]:
@@ -57,45 +59,47 @@ def attention_backward(
 def attention_weights(a: Inputs) -> tuple[Tensor, Tensor]:
     """Mean over the heads of the softmax weights, (B, L, S), and the log-sum-exp (B, H, L).
 
-    One head at a time, so that memory stays at a few (B, L, S).
+    A few heads at a time, so that memory stays at a few (B, L, S).
     """
     B, H, L, S = *a.q.shape[:3], a.k.shape[2]
     lse = a.q.new_empty(B, H, L, dtype=torch.promote_types(a.q.dtype, torch.float32))
     total = lse.new_zeros(B, L, S)
-    for h, head in enumerate(_heads(a)):
-        logits = _logits(head)[:, 0]
-        lse[:, h] = torch.logsumexp(logits, -1)
-        total += _softmax(logits, lse[:, h])
+    for part, heads in _head_groups(a):
+        logits = _logits(heads)
+        lse[:, part] = torch.logsumexp(logits, -1)
+        total += _softmax(logits, lse[:, part]).sum(1)
     return (total / H).to(a.q.dtype), lse
 
 
 def attention_weights_backward(
     dweights: Tensor, a: Inputs, lse: Tensor, bias_grad: bool, dq: Tensor, dk: Tensor
 ) -> Tensor:
-    """Write dq and dk in place, one head at a time; return dbias (empty where not asked for)."""
+    """Write dq and dk in place, a few heads at a time; return dbias (empty where not asked for)."""
     dp = dweights.to(lse.dtype)[:, None] / a.q.shape[1]
     bias = a.bias if bias_grad else None
     dbias = lse.new_zeros(0 if bias is None else bias.shape)
-    for h, head in enumerate(_heads(a)):
-        p = _softmax(_logits(head), lse[:, h : h + 1])
+    for part, heads in _head_groups(a):
+        p = _softmax(_logits(heads), lse[:, part])
         ds = p * (dp - (p * dp).sum(-1, keepdim=True))
-        dq[:, h : h + 1] = ds @ head.k.to(lse.dtype) * a.scale
-        dk[:, h : h + 1] = ds.mT @ head.q.to(lse.dtype) * a.scale
+        dq[:, part] = ds @ heads.k.to(lse.dtype) * a.scale
+        dk[:, part] = ds.mT @ heads.q.to(lse.dtype) * a.scale
         if bias is not None:
-            here = _of_head(dbias, h)
+            here = _of_heads(dbias, part)
             here += ds.sum_to_size(here.shape)
     return dbias.to((a.q if bias is None else bias).dtype)
 
 
-def _heads(a: Inputs):
-    for h in range(a.q.shape[1]):
-        q, k, v, bias = (_of_head(t, h) for t in (a.q, a.k, a.v, a.bias))
-        yield a._replace(q=q, k=k, v=v, bias=bias)
+def _head_groups(a: Inputs):
+    """Slices of the heads, the same for every batch size, and the inputs of those heads."""
+    for h in range(0, a.q.shape[1], HEADS_AT_ONCE):
+        part = slice(h, h + HEADS_AT_ONCE)
+        q, k, v, bias = (_of_heads(t, part) for t in (a.q, a.k, a.v, a.bias))
+        yield part, a._replace(q=q, k=k, v=v, bias=bias)
 
 
-def _of_head(t, h):
-    """The part of a (B, H or 1, ...) tensor that head `h` sees."""
-    return t if t is None or t.shape[1] == 1 else t[:, h : h + 1]
+def _of_heads(t, part: slice):
+    """The part of a (B, H or 1, ...) tensor that some heads see."""
+    return t if t is None or t.shape[1] == 1 else t[:, part]
 
 
 def keep_mask(seed: Tensor, shape: tuple[int, int, int, int], dropout_p: float) -> Tensor:

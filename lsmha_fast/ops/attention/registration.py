@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._dispatch import impl, load_backend
+from . import vmap
 from .common import Inputs
 
 _OPTIONS = (
@@ -177,18 +178,26 @@ def _weights_backward_fake(dweights, q, k, key_mask, bias, scale, lse, bias_grad
 
 
 class Attention(torch.autograd.Function):
-    """(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o."""
+    """(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o, lse.
+
+    torch.compile counts the parameters of `forward`, so they are all named, here and below.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, *args):
-        *tensors, ctx.dropout_p, ctx.scale, ctx.backend = args
-        o, lse = torch.ops.lsmha_fast.attention(*args)
-        ctx.save_for_backward(*tensors, o, lse)
-        return o
+    def forward(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
+        return torch.ops.lsmha_fast.attention(
+            q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _save(ctx, inputs, output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, do):
+    def backward(ctx, do, _):
         *tensors, o, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[4]
         dq, dk, dv, dbias, dhead_scale = torch.ops.lsmha_fast.attention_backward(
@@ -199,18 +208,23 @@ class Attention(torch.autograd.Function):
 
 
 class AttentionPacked(torch.autograd.Function):
-    """(qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o."""
+    """(qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o, lse."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, *args):
-        *tensors, ctx.dropout_p, ctx.scale, ctx.backend = args
-        o, lse = torch.ops.lsmha_fast.attention_packed(*args)
-        ctx.save_for_backward(*tensors, o, lse)
-        return o
+    def forward(qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
+        return torch.ops.lsmha_fast.attention_packed(
+            qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _save(ctx, inputs, output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, do):
+    def backward(ctx, do, _):
         *tensors, o, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[2]
         dqkv, dbias, dhead_scale = torch.ops.lsmha_fast.attention_packed_backward(
@@ -221,21 +235,36 @@ class AttentionPacked(torch.autograd.Function):
 
 
 class AttentionWeights(torch.autograd.Function):
-    """(q, k, key_mask, bias, scale, backend) -> weights."""
+    """(q, k, key_mask, bias, scale, backend) -> weights, lse."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, *args):
-        *tensors, ctx.scale, ctx.backend = args
-        weights, lse = torch.ops.lsmha_fast.attention_weights(*args)
-        ctx.save_for_backward(*tensors, lse)
-        return weights
+    def forward(q, k, key_mask, bias, scale, backend):
+        return torch.ops.lsmha_fast.attention_weights(q, k, key_mask, bias, scale, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.scale, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dweights):
+    def backward(ctx, dweights, _):
         *tensors, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[3]
         dq, dk, dbias = torch.ops.lsmha_fast.attention_weights_backward(
             dweights, *tensors, ctx.scale, lse, bias_grad, ctx.backend
         )
         return dq, dk, None, dbias if bias_grad else None, None, None
+
+
+def _save(ctx, inputs, output) -> None:
+    """What the backward of the first two needs; `setup_context` keeps them open to torch.func."""
+    *tensors, ctx.dropout_p, ctx.scale, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, *output)
+
+
+vmap.register()

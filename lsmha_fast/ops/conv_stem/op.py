@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..._ext import cpp_check, cuda_check
 from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
 from .common import window_count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CHECKS = {
-    "reference": always,
-    "triton": lambda x: triton_check(x, DTYPES),
-}
+# products in one sum of the native CPU kernels, which keep a patch in vectors
+CPP_DEPTH = 47
+# the widest image of the CUDA kernels, a few rows of which stand in shared memory
+CUDA_WIDTH = 960
 
 
 class Pool(NamedTuple):
@@ -29,6 +30,40 @@ class Pool(NamedTuple):
 # the pooling of the published models, and one that changes nothing
 CCT_POOL = Pool()
 NO_POOL = Pool(1, 1, 0)
+
+
+def _cpp_check(x, weight, *_):
+    if weight[0].numel() > CPP_DEPTH:
+        return f"it sums at most {CPP_DEPTH} products, weight is {tuple(weight.shape)}"
+    return cpp_check(x, (torch.float32, torch.bfloat16))
+
+
+def _cuda_check(x, weight, stride, padding, pool):
+    C, CIN, kernel = weight.shape[:3]
+    if (kernel, stride, padding, *pool) != (3, 1, 1, *CCT_POOL):
+        return (
+            f"it needs kernel 3, stride 1, padding 1 and {CCT_POOL}; "
+            f"got {kernel}, {stride}, {padding}, {pool}"
+        )
+    if CIN > 3 or C % 8 != 0 or x.shape[3] > CUDA_WIDTH:
+        return (
+            f"it needs images of 1 to 3 channels and at most {CUDA_WIDTH} columns and a multiple "
+            f"of 8 filters; got x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+        )
+    if x.requires_grad and torch.is_grad_enabled():
+        return "it computes no gradient of the images"
+    return cuda_check(x, (torch.bfloat16, torch.float16))
+
+
+CHECKS = {
+    "reference": always,
+    "triton": lambda x, *_: triton_check(x, DTYPES),
+    "cuda": _cuda_check,
+    "cpp": _cpp_check,
+}
+# by device, fastest first; Triton's interpreter is for tests that name it
+ORDER = {"cuda": ("cuda", "triton"), "cpu": ("cpp",)}
+
 
 torch.library.define(
     "lsmha_fast::conv_stem",
@@ -120,7 +155,8 @@ def conv_stem(
         stride: step of the convolution in pixels.
         padding: border of zeros in pixels.
         pool: (kernel, stride, padding) of the pooling, kernel at most 15; None for no pooling.
-        backend: "reference" or "triton"; by default the fastest one for `x.device`.
+        backend: "reference", "triton", "cuda" or "cpp"; by default the fastest one for
+            `x.device` that supports the call.
 
     Returns:
         Tokens, (B, N, C), row by row, in the dtype of `x`.
@@ -131,9 +167,9 @@ def conv_stem(
     """
     pool = NO_POOL if pool is None else Pool(*pool)
     _check(x, weight, bias, stride, padding, pool)
-    # the interpreter makes Triton possible on a CPU, never fast
-    order = ("triton",) if x.is_cuda else ()
-    backend = resolve_backend("conv_stem", backend, CHECKS, order, x)
+    order = ORDER.get(x.device.type, ())
+    call = x, weight, stride, padding, pool
+    backend = resolve_backend("conv_stem", backend, CHECKS, order, *call)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _ConvStem.apply(x, weight, bias, stride, padding, list(pool), backend)

@@ -1,0 +1,175 @@
+// Vectors of LANES floats and the functions of them that attention needs.
+//
+// Included once per instruction set, inside a namespace that defines LANES.
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));
+typedef uint64_t WideVec __attribute__((vector_size(4 * LANES)));
+
+inline Vec fill(float value) { return Vec{} + value; }
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+
+inline UintVec iota() {
+  UintVec v;
+  for (int i = 0; i < LANES; ++i) v[i] = i;
+  return v;
+}
+
+template <int... I>
+inline Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, IntVec{I...});
+#endif
+}
+
+template <int... I>
+inline Vec add_pairs(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return pick(a, b, std::integer_sequence<int, (2 * I)...>()) +
+         pick(a, b, std::integer_sequence<int, (2 * I + 1)...>());
+}
+
+// to[n] = the sum over the lanes of v[n]; N: a power of two
+template <int N>
+inline void store_sums(float* to, Vec* v) {
+  using Lanes = std::make_integer_sequence<int, LANES>;
+  if constexpr (N > LANES) {
+    store_sums<LANES>(to, v);
+    store_sums<N - LANES>(to + LANES, v + LANES);
+  } else {
+    UNROLL for (int n = N / 2; n > 0; n /= 2) {
+      UNROLL for (int i = 0; i < n; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1], Lanes());
+    }
+    UNROLL for (int n = N; n < LANES; n *= 2) v[0] = add_pairs(v[0], v[0], Lanes());
+    std::memcpy(to, v, N * sizeof(float));
+  }
+}
+
+// 2^x for |x| <= 126 to about an ulp: 2^n times a polynomial on |r| <= 1/2 (minimax, degree 5)
+inline Vec exp2_by_polynomial(Vec x) {
+  const float round = 12582912.0f + 127.0f;  // 1.5 * 2^23: the low bits then hold n + 127
+  const Vec shifted = x + round;
+  const Vec r = x - (shifted - round);
+  Vec p = r * 1.326472877e-3f + 9.671513183e-3f;
+  p = p * r + 5.550733744e-2f;
+  p = p * r + 2.402224208e-1f;
+  p = p * r + 6.931469776e-1f;
+  p = p * r + 1.0f;
+  return p * (Vec)((IntVec)shifted << 23);
+}
+
+#ifdef LSMHA_AVX512
+// 2^x for |x| <= 126 to an ulp: a table of 2^(i/32) in two registers leaves |r| <= 1/64 to a
+// polynomial of degree 2. 9 instructions, 3 of them on the multipliers; the polynomial above has 6
+// there. An entry has i << 18 subtracted, so that adding the shifted index leaves n << 23.
+struct Exp2 {
+  Vec low, high;
+
+  // written out: an implicit constructor would not be compiled for this instruction set
+  Exp2() : low(load(exp2_table.value)), high(load(exp2_table.value + LANES)) {}
+
+  inline Vec operator()(Vec x) const {
+    const float round = 393216.0f;  // 1.5 * 2^18: the low bits then hold 32 n + i
+    const Vec shifted = x + round;
+    const Vec r = x - (shifted - round);
+    const __m512i bits = (__m512i)shifted;
+    const IntVec entry = (IntVec)_mm512_permutex2var_ps((__m512)low, bits, (__m512)high);
+    const Vec power = (Vec)(entry + ((IntVec)bits << 18));
+    return power * r * (r * 2.402264976e-1f + 6.931573302e-1f) + power;
+  }
+};
+
+// 2^x for any x: 0 for -inf, and a NaN stays a NaN
+inline Vec exp2_any(Vec x) {
+  const Vec r = (Vec)_mm512_reduce_ps((__m512)x, 1);  // x - floor(x)
+  Vec p = r * 1.867131686e-3f + 9.017026901e-3f;
+  p = p * r + 5.579991555e-2f;
+  p = p * r + 2.401644495e-1f;
+  p = p * r + 6.931513119e-1f;
+  p = p * r + 1.0f;
+  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
+}
+
+// v where the bit of the lane is set, else 0
+inline Vec where_kept(Vec v, const uint16_t* bits, int64_t) {
+  return (Vec)_mm512_maskz_mov_ps(*bits, (__m512)v);
+}
+
+inline uint16_t not_below(UintVec a, UintVec b) {
+  return _mm512_cmpge_epu32_mask((__m512i)a, (__m512i)b);
+}
+
+// products of the low 32 bits of each 64
+inline WideVec multiply_low(WideVec a, uint32_t b) {
+  return (WideVec)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+}
+#else
+struct Exp2 {
+  inline Vec operator()(Vec x) const { return exp2_by_polynomial(x); }
+};
+
+// 2^x for any x <= 126: 0 below -126, and a NaN stays a NaN
+inline Vec exp2_any(Vec x) {
+  const Vec p = exp2_by_polynomial(x < -126.0f ? fill(-126.0f) : x);
+  return x < -126.0f ? Vec{} : p;
+}
+
+// v where the bit of the lane is set, else 0; lane is the first one's place among PAD
+inline Vec where_kept(Vec v, const uint16_t* bits, int64_t lane) {
+  const UintVec mine = (UintVec{} + 1) << iota();
+  const UintVec all = UintVec{} + (static_cast<uint32_t>(*bits) >> lane);
+  return (all & mine) != 0 ? v : Vec{};
+}
+
+inline uint16_t not_below(UintVec a, UintVec b) {
+  uint32_t bits = 0;
+  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(a[i] >= b[i]) << i;
+  return static_cast<uint16_t>(bits);
+}
+
+inline WideVec multiply_low(WideVec a, uint32_t b) {
+#ifdef LSMHA_AVX2
+  return (WideVec)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#else
+  return (a & 0xffffffff) * b;
+#endif
+}
+#endif
+
+// the natural logarithm of x >= 2^-126; -inf for 0
+inline Vec logarithm(Vec x) {
+  const IntVec bits = (IntVec)x - 0x3f3504f3;  // sqrt(1/2): the mantissa lands in [1, 2) of it
+  const Vec exponent = __builtin_convertvector(bits >> 23, Vec);
+  const Vec m = (Vec)((bits & 0x7fffff) + 0x3f3504f3);
+  const Vec f = (m - 1.0f) / (m + 1.0f), f2 = f * f;
+  Vec series = f2 * 0.2222222222f + 0.2857142857f;
+  series = series * f2 + 0.4f;
+  series = series * f2 + 0.6666666667f;
+  const Vec small = exponent * 1.42860677e-6f + (series * f2 * f + 2.0f * f);
+  const Vec result = exponent * 0.693145752f + small;
+  return x == 0.0f ? fill(-INFINITY) : x != x ? x : result;
+}
+
+// exp(-lse) = 2^-whole * rest, without the rounding of lse * log2(e); 1 for a row without keys
+struct Normaliser {
+  Vec whole, rest;
+
+  explicit Normaliser(Vec lse) {
+    const float round = 12582912.0f;
+    lse = lse == -INFINITY ? Vec{} : lse;
+    const Vec shifted = lse * 1.44269504f + round;
+    whole = shifted - round;
+    rest = exp2_any((whole * 0.693145752f - lse + whole * 1.42860677e-6f) * 1.44269504f);
+  }
+};

@@ -1,0 +1,59 @@
+"""The attention ops in standard operators, for exporters that know no other (ONNX, AOTInductor)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def attention_decompositions() -> dict[torch._ops.OpOverload, Callable]:
+    """A table for `torch.export.ExportedProgram.run_decompositions`, for inference.
+
+    `torch.onnx.export(program.run_decompositions(attention_decompositions()), ...)` needs no
+    translation of its own; scores are then held in memory, as every standard attention does.
+    """
+    ops = torch.ops.lsmha_fast
+    return {
+        ops.attention.default: _attention,
+        ops.attention_packed.default: _packed,
+        ops.attention_weights.default: _weights,
+    }
+
+
+def _attention(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
+    if seed is not None:
+        raise ValueError(
+            f"attention has no standard form with dropout ({dropout_p}); export after model.eval()"
+        )
+    p, lse = _softmax(q, k, key_mask, bias, scale)
+    o = p.to(q.dtype) @ v
+    if head_scale is not None:
+        o = o * head_scale.to(o.dtype)[:, None, None]
+    return o.transpose(1, 2).contiguous().transpose(1, 2), lse
+
+
+def _packed(qkv, *options):
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+    o, lse = _attention(q, k, v, *options)
+    return o.transpose(1, 2).contiguous(), lse
+
+
+def _weights(q, k, key_mask, bias, scale, backend):
+    p, lse = _softmax(q, k, key_mask, bias, scale)
+    return p.mean(1).to(q.dtype), lse
+
+
+def _softmax(q: Tensor, k: Tensor, key_mask, bias, scale: float) -> tuple[Tensor, Tensor]:
+    """Weights (B, H, L, S), zeros where a row has no keys, and log-sum-exp (B, H, L)."""
+    logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    if bias is not None:
+        logits = logits + bias.to(logits.dtype)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, None, :], float("-inf"))
+    largest = logits.amax(-1, keepdim=True)
+    weights = torch.exp(logits - largest.masked_fill(largest == float("-inf"), 0.0))
+    total = weights.sum(-1, keepdim=True)
+    lse = (largest + torch.log(total)).squeeze(-1)
+    return weights / total.masked_fill(total == 0, 1.0), lse

@@ -1,0 +1,58 @@
+"""The conv stem by the native CPU kernels, for images of few channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def conv_stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    pool: list[int],
+    need_codes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, C) and, where needed, the codes (B, N, C) that the gradient follows."""
+    filters = weight.permute(0, 2, 3, 1).float().contiguous()  # (C, k, k, Cin)
+    bias = None if bias is None else bias.float().contiguous()
+    return torch.ops.lsmha_fast_C.conv_stem(x, filters, bias, stride, padding, *pool, need_codes)
+
+
+def conv_stem_backward(
+    do: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    codes: Tensor,
+    stride: int,
+    padding: int,
+    pool: list[int],
+    need_dx: bool,
+    need_dweight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images (channels-last), weight and bias; those not needed are empty."""
+    kernel = weight.shape[-1]
+    arguments = do.contiguous(), x, codes, kernel, stride, padding, *pool
+    dx, dweight, dbias = (x.new_empty(0) for _ in range(3))
+    if need_dx:
+        dy = torch.ops.lsmha_fast_C.conv_stem_dy(*arguments)
+        dx = _image_gradient(dy.permute(0, 3, 1, 2), x, weight, stride, padding)
+    if need_dweight:
+        partial = torch.ops.lsmha_fast_C.conv_stem_dweight(*arguments)
+        depth = weight[0].numel()
+        sums = partial.sum(0)[:, : depth + 1].to(weight.dtype)
+        dweight = sums[:, :depth].unflatten(1, (kernel, kernel, -1)).permute(0, 3, 1, 2)
+        dweight, dbias = dweight.contiguous(), sums[:, depth].contiguous()
+    return dx, dweight, dbias
+
+
+def _image_gradient(dy, x, weight, stride, padding):
+    """dx (B, Cin, H, W), channels-last: the transposed convolution of dy, by PyTorch."""
+    sizes = zip(x.shape[2:], dy.shape[2:], strict=True)
+    # pixels that the last window does not reach
+    left_over = [n - (m - 1) * stride - weight.shape[-1] + 2 * padding for n, m in sizes]
+    filters = weight.float().to(memory_format=torch.channels_last)
+    dx = torch.conv_transpose2d(dy, filters, None, stride, padding, left_over)
+    return dx.to(x.dtype).contiguous(memory_format=torch.channels_last)

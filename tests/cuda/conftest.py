@@ -1,0 +1,6 @@
+"""Lets the tests find the CUDA compiler as setup.py does."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "csrc/cuda"))
