@@ -106,12 +106,16 @@ def soft_committee(
         )
     subsets = _subsets(group, max_subsets, np.random.default_rng(seed))
     alone = [_correct(logits, labels) for logits in outputs]
+    own = {
+        key: np.mean([alone[i] for pick in picks for i in pick], 0)
+        for key, (_, picks) in subsets.items()
+    }
     sizes, comparisons = {}, {}
     for combination in COMBINATIONS:
         logits = combination == "logit"
         parts = outputs if logits else [x.softmax(1, torch.float64).float() for x in outputs]
         sizes[combination], means = _measure_subsets(parts, labels, subsets)
-        pairs = _pairs(means, alone, titles)
+        pairs = _pairs(means, own, alone, titles)
         comparisons[combination] = _compare(pairs, samples, level, seed)
     accuracies = tuple(float(right.mean()) for right in alone)
     return Committee(
@@ -219,7 +223,10 @@ def _measure_subsets(
 
 
 def _pairs(
-    means: Mapping[tuple[int, str], np.ndarray], alone: Sequence[np.ndarray], names: Sequence[str]
+    means: Mapping[tuple[int, str], np.ndarray],
+    own: Mapping[tuple[int, str], np.ndarray],
+    alone: Sequence[np.ndarray],
+    names: Sequence[str],
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """What is compared: (text, right per image of the one, of the other)."""
     count = len(alone)
@@ -233,6 +240,9 @@ def _pairs(
         if (size, "distinct") in means and (size, "equal") in means:
             text = f"{size} architectures - {size} seeds of one"
             pairs.append((text, means[size, "distinct"], means[size, "equal"]))
+            # the two kinds hold members of different skill: compare what joining them adds
+            gains = [means[size, kind] - own[size, kind] for kind in ("distinct", "equal")]
+            pairs.append((f"{text}, each over its own members", *gains))
     return pairs
 
 

@@ -92,7 +92,7 @@ def test_architectures_that_differ_beat_seeds_that_agree():
     members, batches, _ = planted(3, images=800)
     twice = [m for m in members for _ in range(2)]
     result = soft_committee(twice, batches, groups=["a", "a", "b", "b", "c", "c"])
-    comparison = result.comparisons["logit"][-1]
+    comparison, gain = result.comparisons["logit"][-2:]
     assert comparison.what == "2 architectures - 2 seeds of one"
     distinct, equal = (
         next(s for s in result.sizes["logit"] if (s.size, s.kind) == (2, kind))
@@ -100,6 +100,26 @@ def test_architectures_that_differ_beat_seeds_that_agree():
     )
     assert comparison.difference == pytest.approx(distinct.mean - equal.mean)
     assert 0 < comparison.low <= comparison.difference <= comparison.high
+    # both kinds hold every member equally often, so what joining adds differs by the same
+    assert gain.what.endswith("each over its own members")
+    assert gain.difference == pytest.approx(comparison.difference)
+
+
+def test_gain_does_not_reward_better_members():
+    """Copies gain nothing from each other, however weak: only the plain difference blames them."""
+    members, batches, labels = planted(1, images=400)
+    good = members[0]
+    bad = Member(torch.randn(400, K, generator=torch.Generator().manual_seed(9)))
+    other = Member(good.logits.detach() * 2)
+    result = soft_committee([bad, bad, good, other], batches, groups=["a", "a", "b", "c"])
+    plain, gain = result.comparisons["logit"][2:4]
+    own = {m: float((m.logits.argmax(1) == labels).double().mean()) for m in (good, bad)}
+    pairs = [(bad, good), (bad, good), (bad, other), (bad, other), (good, other)]
+    joined = [float((sum(m.logits for m in p).argmax(1) == labels).double().mean()) for p in pairs]
+    assert plain.difference == pytest.approx(sum(joined) / 5 - own[bad])
+    expected = sum(joined) / 5 - (4 * own[bad] + 6 * own[good]) / 10
+    assert gain.difference == pytest.approx(expected)
+    assert gain.difference < plain.difference
 
 
 def test_interval_is_that_of_paired_differences():
