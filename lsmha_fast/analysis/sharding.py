@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import reduce
 from itertools import islice
 from pathlib import Path
@@ -65,7 +65,7 @@ def measure_shards(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
     reiterable(batches, "batches")
-    if not hasattr(batches, "__len__"):
+    if not isinstance(batches, Sized):
         raise ValueError(f"shards need batches with a length, {type(batches).__name__} has none")
     count = len(batches)
     device = model_device(model, device)
@@ -150,7 +150,7 @@ def _load(path: Path, number: int, probes: Probes) -> SHP:
     arrays, info = load_npz(path, _KIND)
     if info.get("shard") != number:
         raise ValueError(f"{path}: holds shard {info.get('shard')}, expected {number}")
-    shapes = {"counts": (probes.num_classes,)}
+    shapes: dict[str, tuple[int, ...]] = {"counts": (probes.num_classes,)}
     shapes |= {f"sums.{m}": tuple(p.fc_weight.shape) for m, p in enumerate(probes.blocks)}
     found = {name: array.shape for name, array in arrays.items()}
     if found != shapes:
