@@ -38,6 +38,9 @@ class NormalizedBatches:
         self.mean, self.std = dataset.mean, dataset.std
         self.batches = Batches(dataset, batch_size, shuffle=shuffle, device=device)
 
+    def __len__(self) -> int:
+        return len(self.batches)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.batches:
             yield normalize(images, self.mean, self.std), labels

@@ -73,6 +73,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_train(commands)
     add_shp(commands)
+    add_committee(commands)
     add_data(commands)
     info = commands.add_parser("info", help="versions and backends, and why one is missing")
     info.set_defaults(run=lambda args: run_info())
@@ -216,6 +217,43 @@ def run_shp(args: argparse.Namespace) -> None:
         device=args.device,
     )
     for line in shp_of_run(args.run_dir, args.out or args.run_dir / "shp", options):
+        print(line)
+
+
+def add_committee(commands) -> None:
+    """`lsmha committee RUN RUN ...`."""
+    about = "soft committee of several runs of one data set, and of every subset of them"
+    committee = commands.add_parser("committee", help=about)
+    committee.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    committee.add_argument("--weights", choices=("best", "last"), default="best")
+    where = "folder to write (default: committee beside the first RUN)"
+    committee.add_argument("--out", type=Path, help=where)
+    text = "bootstrap samples (default: 2000)"
+    committee.add_argument("--samples", type=positive_int, default=2000, help=text)
+    text = "committees of one size and kind to measure at most (default: 200)"
+    committee.add_argument("--max-subsets", type=positive_int, default=200, help=text)
+    committee.add_argument("--batch-size", type=positive_int, default=256, help="default: 256")
+    committee.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    committee.add_argument("--data-root", help="folder of the data set, if it moved since training")
+    committee.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    committee.set_defaults(run=run_committee)
+
+
+def run_committee(args: argparse.Namespace) -> None:
+    """Measure the committees, print and write what was found."""
+    from ._committee_command import CommitteeOptions, committee_of_runs
+
+    options = CommitteeOptions(
+        weights=args.weights,
+        samples=args.samples,
+        max_subsets=args.max_subsets,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        data_root=args.data_root,
+        device=args.device,
+    )
+    out = args.out or args.run_dirs[0].resolve().parent / "committee"
+    for line in committee_of_runs(args.run_dirs, out, options):
         print(line)
 
 

@@ -43,7 +43,7 @@ def test_help_is_fast_and_imports_no_torch():
     assert min(seconds) < 0.4
 
 
-@pytest.mark.parametrize("command", ["train", "shp", "data", "info"])
+@pytest.mark.parametrize("command", ["train", "shp", "committee", "data", "info"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -84,6 +84,12 @@ def test_every_field_of_the_config_is_a_flag():
         (["shp", "missing"], ["missing"]),
         (["shp", "missing", "--threshold", "0"], ["--threshold", "0"]),
         (["shp", "missing", "--probe-epochs", "1.5"], ["--probe-epochs", "1.5"]),
+        (["shp", "missing", "--normalize", "column"], ["--normalize", "column", "row"]),
+        (["committee"], ["RUN"]),
+        (["committee", "missing"], ["at least two runs", "1"]),
+        (["committee", "missing", "absent"], ["missing"]),
+        (["committee", "missing", "missing"], ["missing", "once"]),
+        (["committee", "a", "b", "--samples", "0"], ["--samples", "0"]),
         (["data", "verify", "cifar100", "--data-root", "missing"], ["missing"]),
         (["data", "verify", "cifar100"], ["--data-root"]),
         (["data", "show", "svhn", "--out", "x.png"], ["svhn", "digits"]),
@@ -113,6 +119,40 @@ def test_corrupted_run(capsys, tmp_path):
     (tmp_path / "best.safetensors").write_bytes(b"junk" * 100)
     assert "best.safetensors" in fail(capsys, "shp", tmp_path)
     assert not (tmp_path / "shp").exists()
+
+
+def test_committee_of_runs_that_do_not_fit(capsys, tmp_path):
+    runs = tmp_path / "a", tmp_path / "b"
+    for run, data in zip(runs, ("digits", "glyphs100"), strict=True):
+        run.mkdir()
+        (run / "config.json").write_text(TrainConfig(data=data).to_json())
+    err = fail(capsys, "committee", *runs)
+    assert "trained on glyphs100 (easy)" in err
+    assert "digits" in err
+    (runs[1] / "config.json").write_text(TrainConfig(seed=1).to_json())
+    assert "best.safetensors" in fail(capsys, "committee", *runs)
+    assert not (tmp_path / "committee").exists()
+
+
+def test_committee_of_runs(capsys, tmp_path):
+    """Untrained members of two architectures, one with two seeds: printed and written."""
+    from safetensors.torch import save_file
+
+    from lsmha_fast.train.run import build_model
+
+    runs = []
+    for heads, seed in ((4, 0), (4, 1), (16, 0)):
+        config = TrainConfig(num_heads=heads, seed=seed)
+        runs.append(tmp_path / f"h{heads}-s{seed}")
+        runs[-1].mkdir()
+        (runs[-1] / "config.json").write_text(config.to_json())
+        save_file(build_model(config, 10).state_dict(), runs[-1] / "best.safetensors")
+    assert main(["committee", *map(str, runs), "--samples", "50"]) == 0
+    out = capsys.readouterr().out
+    assert "h4-s1 (cct_2_3x2_32 4 heads)" in out
+    assert "2 architectures - 2 seeds of one" in out
+    names = {path.name for path in (tmp_path / "committee").iterdir()}
+    assert names == {"summary.json", "summary.txt", "committee.png"}
 
 
 def test_existing_out_folder_is_kept(capsys, tmp_path):

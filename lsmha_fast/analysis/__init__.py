@@ -4,6 +4,10 @@ from .bootstrap import SNRIntervals as SNRIntervals
 from .bootstrap import bootstrap_snr as bootstrap_snr
 from .clusters import Clusters as Clusters
 from .clusters import find_clusters as find_clusters
+from .committee import Committee as Committee
+from .committee import soft_committee as soft_committee
+from .committee_report import committee_lines as committee_lines
+from .committee_report import write_committee as write_committee
 from .details import BlockDetails as BlockDetails
 from .details import measure_details as measure_details
 from .null import NullModel as NullModel

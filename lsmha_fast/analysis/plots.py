@@ -1,7 +1,7 @@
 """Pictures of the SHP: matrices of heads, who recognises what, accuracy and SNR by depth.
 
-The only file that imports matplotlib, inside its functions and without pyplot, so that no window
-and no global state is involved.
+matplotlib is imported inside the functions and without pyplot, so that no window and no global
+state is involved.
 """
 
 from __future__ import annotations
