@@ -109,7 +109,7 @@ def test_long_list_of_clusters_is_cut_between_names():
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("lsmha_fast.analysis.report.plot_shp", lambda *_, **__: [])
+    monkeypatch.setattr("lsmha_fast.analysis.report.folder.plot_shp", lambda *_, **__: [])
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .._files import atomic_folder
-from ._io import save_npz
-from .clusters import Clusters
-from .plots import plot_shp
-from .probes import Probes
-from .shp import SHP
-from .snr import SNR
-from .summary import block_numbers, choices, summarize
+from ..._files import atomic_folder
+from .._io import save_npz
+from ..clusters import Clusters
+from ..plots import plot_shp
+from ..probes import Probes
+from ..shp import SHP
+from ..snr import SNR
+from ..summary import block_numbers, choices, summarize
 
 _KIND = "lsmha_fast.report/1"
 
@@ -26,6 +26,7 @@ def write_report(
     snrs: Sequence[SNR],
     *,
     title: str,
+    origin: Mapping[str, object] | None = None,
 ) -> list[Path]:
     """Write everything that was measured into a folder, all of it or nothing.
 
@@ -35,6 +36,7 @@ def write_report(
         clusters, snrs: one per block.
         title: what was measured, with the data set's name, "(generated)" where it is; on every
             picture.
+        origin: what to keep beside the results: the command, versions.
 
     Returns:
         The files: `summary.json`, `summary.txt`, `shp.npz` (`SHP.load`), `probes.safetensors`
@@ -57,6 +59,8 @@ def write_report(
         record = _record(probes, shp, clusters, snrs)
         names = ["summary.json", *(p.name for p in (text, *arrays, *pictures))]
         record = {"kind": _KIND, "title": title, "files": names, **record}
+        if origin is not None:
+            record["origin"] = dict(origin)
         (new / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
     return [folder / name for name in names]
 
