@@ -46,6 +46,7 @@ METHODS = {
     "triton": lambda: ours("triton"),
     "cuda": lambda: ours("cuda"),
     "cpp": lambda: ours("cpp"),
+    "ours": lambda: ours(None),
 }
 MARKS = {
     "triton": pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device"),
