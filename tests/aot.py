@@ -58,6 +58,19 @@ def assert_clean(config: dict) -> None:
     assert depth is None or depth >= 16, f"{config['name']} has a dot with K = {depth}"
 
 
+def assert_no_worse_than_kept(configs: list[dict]) -> None:
+    """Registers and spills are those of benchmarks/static.json, or better."""
+    import triton
+
+    from benchmarks import static
+
+    kept = static.kept()
+    if kept["versions"]["triton"] == triton.__version__:
+        remedy = "if that is meant: python -m benchmarks.static --write"
+        worse = static.worse(static.merged(configs), kept["triton"])
+        assert not worse, "\n".join([*worse, remedy])
+
+
 def record_launches(call) -> list[tuple]:
     """Configurations, as `aot_configs()` gives them, of the kernels that `call()` would launch.
 

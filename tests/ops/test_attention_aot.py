@@ -1,7 +1,7 @@
 """Every kernel configuration of attention builds for sm_90, without spills, with K >= 16."""
 
 import pytest
-from aot import assert_clean, compile_configs
+from aot import assert_clean, assert_no_worse_than_kept, compile_configs
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +22,7 @@ def test_every_kernel_is_built(configs):
 def test_shared_memory_fits(configs):
     for config in configs:
         assert config["shared"] <= 227 * 1024, config
+
+
+def test_nothing_got_worse(configs):
+    assert_no_worse_than_kept(configs)

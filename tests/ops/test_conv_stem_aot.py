@@ -1,7 +1,7 @@
 """Every kernel configuration of the conv stem builds for sm_90, without spills, with K >= 16."""
 
 import pytest
-from aot import assert_clean, compile_configs
+from aot import assert_clean, assert_no_worse_than_kept, compile_configs
 
 
 @pytest.fixture(scope="module")
@@ -21,3 +21,7 @@ def test_every_kernel_is_built(configs):
 
 def test_shared_memory_fits_a_multiprocessor(configs):
     assert max(config["shared"] for config in configs) <= 227 * 1024
+
+
+def test_nothing_got_worse(configs):
+    assert_no_worse_than_kept(configs)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from aot import assert_clean, compile_configs
+from aot import assert_clean, assert_no_worse_than_kept, compile_configs
 
 from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import HeadClassSums, head_class_sums, seq_pool
@@ -278,6 +278,7 @@ def test_kernels_build_for_sm_90_without_spills():
     assert {c["name"].partition("[")[0] for c in configs} == {"_pool_heads_fwd", "_class_sums"}
     for config in configs:
         assert_clean(config)
+    assert_no_worse_than_kept(configs)
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from aot import assert_clean, compile_configs
+from aot import assert_clean, assert_no_worse_than_kept, compile_configs
 
 from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import seq_pool
@@ -237,6 +237,7 @@ def test_kernels_build_for_sm_90_without_spills():
     for config in configs:
         assert_clean(config)
         assert config["n_regs"] <= 128, config
+    assert_no_worse_than_kept(configs)
 
 
 @pytest.mark.gpu
