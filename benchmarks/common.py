@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import subprocess
 import time
+from pathlib import Path
 
 import torch
+
+from benchmarks import limits
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -47,3 +53,76 @@ def relative_error(actual: torch.Tensor, high: torch.Tensor) -> float:
     """Largest difference from the fp64 result, as a share of its largest value."""
     high = high.double()
     return float((actual.double() - high).abs().max() / high.abs().max().clamp_min(1e-300))
+
+
+def machine() -> dict:
+    """Device, versions, clocks and rates, for the JSON of a run."""
+    names = ("torch", "triton", "numpy", "lsmha_fast")
+    found = {n: importlib.metadata.version(n) for n in names if importlib.util.find_spec(n)}
+    return {
+        "device": device_name(),
+        "processor": processor(),
+        "versions": found,
+        "clocks": clocks(),
+        "rates": gpu_rates() if DEVICE == "cuda" else cpu_rates(),
+    }
+
+
+def processor() -> str:
+    """The GPU's name, or the CPU's as the system tells it, with its widest vectors."""
+    if DEVICE == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    parts = [fields.get("model name", "CPU").strip()]
+    if "cpu family" in fields:
+        parts.append(f"family {fields['cpu family'].strip()} model {fields['model'].strip()}")
+    return ", ".join([*parts, torch.backends.cpu.get_cpu_capability()])
+
+
+def clocks() -> str | None:
+    """What the driver says of a GPU's clocks while it is idle or not; None on a CPU."""
+    if DEVICE != "cuda":
+        return None
+    query = "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem,power.limit,driver_version"
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def gpu_rates() -> dict | None:
+    """Bytes, matrix operations and exponentials per second of a GPU that `limits` knows."""
+    name = torch.cuda.get_device_name()
+    known = next((d for n, d in limits.DEVICES.items() if n in name), None)
+    if known is None:
+        return None
+    exps = known.multiprocessors * known.mufu * known.clock
+    return {"bytes": known.hbm, "flops": known.matrix, "exps": exps}
+
+
+def cpu_rates() -> dict:
+    """Bytes and fp32 operations per second that this CPU reached just now, by a sum and a product.
+
+    An exponential takes at least three multiply-adds (range reduction and a polynomial of degree
+    five share the units with them): 6 operations.
+    """
+    x = torch.randn(64 << 20)
+    a = torch.randn(1024, 1024)
+    flops = 2 * 1024**3 / _best_time(lambda: a @ a)
+    return {
+        "bytes": x.numel() * 4 / _best_time(x.sum),
+        "flops": flops,
+        "exps": flops / 6,
+    }
+
+
+def _best_time(call, rounds: int = 7) -> float:
+    call()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
