@@ -56,8 +56,6 @@ void softmax_block(const AttentionHead& h, int64_t i, int64_t queries, float* p,
   }
 }
 
-inline Vec inverse(Vec total) { return total == 0.0f ? Vec{} : 1.0f / total; }
-
 // out (D, padded_l), if there is one; lse (padded_l,); sum (S, padded_l): added to, without dropout's
 // factor
 void add_weights(const AttentionHead& h, float* out, float* lse, float* sum) {
@@ -77,8 +75,8 @@ void add_weights(const AttentionHead& h, float* out, float* lse, float* sum) {
               h.padded_l, h.D, queries, true);
     }
     for (int64_t c = 0; c < queries; c += LANES) {
-      const Vec norm = inverse(load(total + c));
-      store(lse + i + c, load(top + c) * 0.693147181f + logarithm(load(total + c)));
+      const Vec sums = load(total + c), norm = sums == 0.0f ? Vec{} : 1.0f / sums;
+      store(lse + i + c, load(top + c) * 0.693147181f + logarithm(sums));
       for (int64_t d = 0; out && d < h.D; ++d) {
         float* at = out + d * h.padded_l + i + c;
         store(at, load(at) * (norm * factor));
@@ -91,20 +89,22 @@ void add_weights(const AttentionHead& h, float* out, float* lse, float* sum) {
   }
 }
 
-// the gradient of one vector of queries' weights (S, padded_l) -> that of their logits, in place of p
+// the gradient of one vector of queries' weights (S, padded_l) -> that of their logits, in place of
+// p, whose sum is total: divided by it, as the one weight of a row is then 1 and its gradient 0
 template <bool DROP>
 inline void logit_gradients(const AttentionHead& h, const float* dweights, int64_t i, float* p,
-                            int64_t stride, Vec norm) {
+                            int64_t stride, Vec total) {
+  const Vec divisor = total == 0.0f ? fill(1.0f) : total;
   Vec delta = {};
   for (int64_t j = 0; j < h.S; ++j) {
-    const Vec dp = kept<DROP>(h, load(dweights + j * h.padded_l + i), j, i);
-    delta += load(p + j * stride) * dp;
+    float* at = p + j * stride;
+    const Vec weight = load(at) / divisor;
+    delta += weight * kept<DROP>(h, load(dweights + j * h.padded_l + i), j, i);
+    store(at, weight);
   }
-  delta *= norm;
   for (int64_t j = 0; j < h.S; ++j) {
     float* at = p + j * stride;
-    const Vec dp = kept<DROP>(h, load(dweights + j * h.padded_l + i), j, i);
-    store(at, load(at) * norm * (dp - delta));
+    store(at, load(at) * (kept<DROP>(h, load(dweights + j * h.padded_l + i), j, i) - delta));
   }
 }
 
@@ -119,9 +119,8 @@ void weights_backward(const AttentionHead& h, const AttentionGradient& g) {
     const int64_t queries = std::min(block, h.padded_l - i);
     softmax_block<false>(h, i, queries, p, top, total);
     for (int64_t c = 0; c < queries; c += LANES) {
-      const Vec norm = inverse(load(total + c));
-      h.keep ? logit_gradients<true>(h, g.dout, i + c, p + c, queries, norm)
-             : logit_gradients<false>(h, g.dout, i + c, p + c, queries, norm);
+      h.keep ? logit_gradients<true>(h, g.dout, i + c, p + c, queries, load(total + c))
+             : logit_gradients<false>(h, g.dout, i + c, p + c, queries, load(total + c));
     }
     if (g.dbias) add_bias_gradient(h, g, 0, h.S, i, queries, p, queries);
     product({h.k, 1, h.D}, p, queries, h.S, g.dq + i, h.padded_l, h.D, queries, true);

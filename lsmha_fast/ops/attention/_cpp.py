@@ -34,7 +34,7 @@ def attention(a: Inputs) -> tuple[Tensor, Tensor]:
     B, H, L, D = a.q.shape
     o = a.q.new_empty(B, L, H, D).transpose(1, 2)
     lse = a.q.new_empty(B, H, L, dtype=_accumulator(a.q))
-    torch.ops.lsmha_fast_C.attention(*_arguments(a), o, lse)
+    torch.ops.lsmha_fast_C.attention.default(*_arguments(a), o, lse)
     return o, lse
 
 
@@ -46,7 +46,7 @@ def attention_backward(
     empty, acc = a.q.new_empty(0), _accumulator(a.q)
     dhead_scale = None if a.head_scale is None else a.q.new_empty(B, H, dtype=acc)
     dbias = _bias_parts(a, bias_grad)
-    torch.ops.lsmha_fast_C.attention_backward(
+    torch.ops.lsmha_fast_C.attention_backward.default(
         _readable(do), *_arguments(a), _readable(o), lse, dq, dk, dv, dbias, dhead_scale
     )
     return _sum_of_parts(dbias, a.bias, empty), _sum_of_parts(dhead_scale, a.head_scale, empty)
@@ -69,7 +69,7 @@ def _with_weights(a: Inputs, o: Tensor | None):
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     weights = q.new_empty(q.shape[0], q.shape[2], k.shape[2])
     values = None if o is None else v
-    torch.ops.lsmha_fast_C.attention_weights(q, k, values, *options, o, lse, weights)
+    torch.ops.lsmha_fast_C.attention_weights.default(q, k, values, *options, o, lse, weights)
     return o, weights, lse
 
 
@@ -79,7 +79,7 @@ def attention_weights_backward(
     """Write dq and dk in place; return dbias (empty where not asked for)."""
     q, k, _, key_mask, bias, _, *options = _arguments(a)
     dbias = _bias_parts(a, bias_grad)
-    torch.ops.lsmha_fast_C.attention_weights_backward(
+    torch.ops.lsmha_fast_C.attention_weights_backward.default(
         dweights.contiguous(), q, k, key_mask, bias, *options, dq, dk, dbias
     )
     return _sum_of_parts(dbias, a.bias, a.q.new_empty(0))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._ext import cpp_check, cuda_check
 from .._dispatch import Check, always, resolve_backend, triton_check
 from .arguments import check_qkv, check_same, options_of
-from .registration import Attention, AttentionPacked
+from .registration import Attention, AttentionPacked, run
 from .registration_weights import AttentionWeights, AttentionWithWeights
 
 # the kernels are built and checked for spills up to here; the project's heads are 1 to 64 wide
@@ -144,7 +144,7 @@ def attention(
     check_qkv("attention", q, k, v)
     bias, options = options_of("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend("attention", backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)[0]
+    return run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_packed(
@@ -183,7 +183,7 @@ def attention_packed(
     check_same(name, q)
     bias, options = options_of(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)[0]
+    return run(AttentionPacked, qkv, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_weights(
@@ -218,7 +218,7 @@ def attention_weights(
     check_qkv(name, q, k)
     bias, options = options_of(name, q, k, key_mask, bias, dropout_p, scale, None)
     backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ("cpp",), q)
-    return AttentionWeights.apply(q, k, key_mask, bias, *options, backend)[0]
+    return run(AttentionWeights, q, k, key_mask, bias, *options, backend)[0]
 
 
 class AttentionAndWeights(NamedTuple):
@@ -259,10 +259,10 @@ def attention_with_weights(
         backend = "cpp"
     backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
     if backend in WEIGHTS_CHECKS and WEIGHTS_CHECKS[backend](q) is None:
-        out, weights, _ = AttentionWithWeights.apply(
-            q, k, v, key_mask, bias, head_scale, *options, backend
+        out, weights, _ = run(
+            AttentionWithWeights, q, k, v, key_mask, bias, head_scale, *options, backend
         )
     else:
-        out = Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)[0]
-        weights = AttentionWeights.apply(q, k, key_mask, bias, *options, "reference")[0]
+        out = run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
+        weights = run(AttentionWeights, q, k, key_mask, bias, *options, "reference")[0]
     return AttentionAndWeights(out, weights)

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from .._dispatch import impl, load_backend
 from . import vmap
 from .common import Inputs
-from .registration import OPTIONS, attend, heads_last, is_empty, lse_like, small_grads
+from .registration import OPS, OPTIONS, attend, heads_last, is_empty, lse_like, small_grads
 
 _OPTIONS = "Tensor? key_mask, Tensor? bias, Tensor? seed, float dropout_p, float scale"
 for name, arguments, results in (
@@ -89,9 +89,7 @@ class AttentionWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, key_mask, bias, seed, dropout_p, scale, backend):
-        return torch.ops.lsmha_fast.attention_weights(
-            q, k, key_mask, bias, seed, dropout_p, scale, backend
-        )
+        return OPS.attention_weights.default(q, k, key_mask, bias, seed, dropout_p, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -104,7 +102,7 @@ class AttentionWeights(torch.autograd.Function):
     def backward(ctx, dweights, _):
         *tensors, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[3]
-        dq, dk, dbias = torch.ops.lsmha_fast.attention_weights_backward(
+        dq, dk, dbias = OPS.attention_weights_backward.default(
             dweights, *tensors, ctx.dropout_p, ctx.scale, lse, bias_grad, ctx.backend
         )
         return dq, dk, None, dbias if bias_grad else None, None, None, None, None
@@ -121,7 +119,7 @@ class AttentionWithWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-        return torch.ops.lsmha_fast.attention_with_weights(
+        return OPS.attention_with_weights.default(
             q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
@@ -140,12 +138,12 @@ class AttentionWithWeights(torch.autograd.Function):
         bias_grad = ctx.needs_input_grad[4]
         dq = dk = dv = dbias = dhead_scale = None
         if do is not None:
-            dq, dk, dv, dbias, dhead_scale = torch.ops.lsmha_fast.attention_backward(
+            dq, dk, dv, dbias, dhead_scale = OPS.attention_backward.default(
                 do, q, k, v, key_mask, bias, head_scale, seed, ctx.dropout_p, ctx.scale,
                 o, lse, bias_grad, ctx.backend,
             )  # fmt: skip
         if dweights is not None:
-            grads = torch.ops.lsmha_fast.attention_weights_backward(
+            grads = OPS.attention_weights_backward.default(
                 dweights, q, k, key_mask, bias, seed, ctx.dropout_p, ctx.scale,
                 lse, bias_grad, ctx.backend,
             )  # fmt: skip
