@@ -69,7 +69,7 @@ class VectorHeads {
     store_keys(DV, 1.0f, g.dv, b, h, count);
   }
 
- private:
+ protected:  // WeightHeads loads and stores as this does
   static int64_t width_of(int64_t D) {
     int64_t width = 1;
     while (width < D && width < MAX_FUSED) width *= 2;

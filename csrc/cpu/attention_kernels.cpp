@@ -68,6 +68,7 @@ constexpr int LANES = 4;
 #include "attention_philox.inl"
 #include "attention_fused.inl"
 #include "attention_tile.inl"
+#include "attention_weights.inl"
 #include "attention_transpose.inl"
 LSMHA_ENTRY(1)
 }  // namespace portable
@@ -82,6 +83,7 @@ constexpr int LANES = 8;
 #include "attention_philox.inl"
 #include "attention_fused.inl"
 #include "attention_tile.inl"
+#include "attention_weights.inl"
 #include "attention_transpose.inl"
 #undef LSMHA_AVX2
 LSMHA_ENTRY(2)
@@ -97,6 +99,7 @@ constexpr int LANES = 16;
 #include "attention_philox.inl"
 #include "attention_fused.inl"
 #include "attention_tile.inl"
+#include "attention_weights.inl"
 #include "attention_transpose.inl"
 #undef LSMHA_AVX512
 LSMHA_ENTRY(4)
@@ -114,16 +117,19 @@ AttentionKernels choose() {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx512 && most != "avx2" && most != "default") {
-    return {avx512::largest_logit, avx512::forward, avx512::backward,
-            avx512::keep_bits, avx512::gather_block, avx512::scatter_block};
+    return {avx512::largest_logit, avx512::forward, avx512::backward, avx512::add_weights,
+            avx512::weights_backward, avx512::keep_bits, avx512::gather_block,
+            avx512::scatter_block};
   }
   if (has_avx2 && most != "default") {
-    return {avx2::largest_logit, avx2::forward, avx2::backward,
-            avx2::keep_bits, avx2::gather_block, avx2::scatter_block};
+    return {avx2::largest_logit, avx2::forward, avx2::backward, avx2::add_weights,
+            avx2::weights_backward, avx2::keep_bits, avx2::gather_block,
+            avx2::scatter_block};
   }
 #endif
-  return {portable::largest_logit, portable::forward, portable::backward,
-          portable::keep_bits, portable::gather_block, portable::scatter_block};
+  return {portable::largest_logit, portable::forward, portable::backward, portable::add_weights,
+          portable::weights_backward, portable::keep_bits, portable::gather_block,
+          portable::scatter_block};
 }
 
 }  // namespace

@@ -72,6 +72,10 @@ struct AttentionKernels {
   // out (D, padded_l) and lse (padded_l,)
   void (*forward)(const AttentionHead& head, float* out, float* lse);
   void (*backward)(const AttentionHead& head, const AttentionGradient& grad);
+  // as forward, but for the weights themselves, added to sum (S, padded_l); out may be null
+  void (*add_weights)(const AttentionHead& head, float* out, float* lse, float* sum);
+  // of the sum, whose gradient grad.dout is: dq, dk and dbias
+  void (*weights_backward)(const AttentionHead& head, const AttentionGradient& grad);
   // fills keep (S, padded_l / PAD) for the keys index (S,), ascending
   void (*keep_bits)(const Dropout& dropout, const int64_t* index, int64_t S, int64_t padded_l,
                     uint16_t* keep);

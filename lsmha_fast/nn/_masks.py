@@ -24,6 +24,15 @@ class AttentionMask(NamedTuple):
             None if self.bias is None else F.pad(self.bias, (0, 1)),
         )
 
+    def of_heads(self, B: int, H: int) -> AttentionMask:
+        """For heads that count as images: (B * H, S) and (B * H or 1, 1, L, S)."""
+        key_mask, bias = self
+        if key_mask is not None:
+            key_mask = key_mask[:, None].expand(B, H, -1).flatten(0, 1)
+        if bias is not None and bias.shape[:2] != (1, 1):
+            bias = bias.expand(B, H, -1, -1).flatten(0, 1)[:, None]
+        return AttentionMask(key_mask, bias)
+
 
 def merge_masks(
     query: Tensor,

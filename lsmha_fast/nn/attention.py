@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import attention, attention_packed, attention_weights
+from ..ops import attention, attention_packed, attention_with_weights
 from ._call_forms import call_layout, check_sizes, forward_nested
 from ._fast_path import NoFastPath, forbid_fast_path
 from ._masks import AttentionMask, merge_masks
@@ -166,7 +166,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
         """As `torch.nn.MultiheadAttention.forward`, with its shapes, masks and error types.
 
         `need_weights=True` returns the average over the heads without an H x L x S tensor in
-        memory; the weights are those before dropout.
+        memory; as there, the weights are those that were used: while training, after dropout.
         """
         if query.is_nested or key.is_nested or value.is_nested:
             return forward_nested(
@@ -193,8 +193,13 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
             if more_keys:
                 k, v, mask = self._append_keys(k, v, mask)
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, ., D)
-            out = self._attend(q, k, v, mask).transpose(1, 2)
-            weights = _weights(q, k, mask, average_attn_weights) if need_weights else None
+            if not need_weights:
+                out, weights = self._attend(q, k, v, mask), None
+            elif average_attn_weights:
+                out, weights = self._attend_with_weights(q, k, v, mask)
+            else:
+                out, weights = self._attend_with_head_weights(q, k, v, mask)
+            out = out.transpose(1, 2)
         out = layout.from_batch_first(self.project(out))
         if weights is not None and not layout.batched:
             weights = weights[0]
@@ -211,6 +216,26 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
             dropout_p=self.dropout if self.training else 0.0,
             backend=self.backend,
         )
+
+    def _attend_with_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask):
+        """(B, H, ., D) -> (B, H, L, D) and weights averaged over the heads (B, L, S)."""
+        return attention_with_weights(
+            q,
+            k,
+            v,
+            key_mask=mask.key_mask,
+            bias=mask.bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+
+    def _attend_with_head_weights(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask):
+        """(B, H, ., D) -> (B, H, L, D) and weights (B, H, L, S): each head as an image of its own,
+        which has the same dropout."""
+        B, H = q.shape[:2]
+        q, k, v = (t.flatten(0, 1)[:, None] for t in (q, k, v))
+        out, weights = self._attend_with_weights(q, k, v, mask.of_heads(B, H))
+        return out.unflatten(0, (B, H)).squeeze(2), weights.unflatten(0, (B, H))
 
     def _attend_packed(
         self, qkv: Tensor, mask: AttentionMask, head_scale: Tensor | None = None
@@ -263,17 +288,3 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
             )
             mask = mask.with_free_key()
         return k, v, mask
-
-
-def _weights(q: Tensor, k: Tensor, mask: AttentionMask, average: bool) -> Tensor:
-    """Softmax weights: the heads' average (B, L, S), or (B, H, L, S) where it was asked for."""
-    if average:
-        return attention_weights(q, k, key_mask=mask.key_mask, bias=mask.bias)
-    rows = []
-    for h in range(q.shape[1]):
-        one = slice(h, h + 1)
-        bias = mask.bias
-        if bias is not None and bias.shape[1] > 1:
-            bias = bias[:, one]
-        rows.append(attention_weights(q[:, one], k[:, one], key_mask=mask.key_mask, bias=bias))
-    return torch.stack(rows, dim=1)

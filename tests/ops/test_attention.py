@@ -6,6 +6,7 @@ from attention_cases import assert_backend_is_exact, make_inputs, packed, run
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import attention, attention_packed, attention_weights
 from lsmha_fast.ops.attention import reference
 from lsmha_fast.ops.attention.op import CHECKS
@@ -124,7 +125,7 @@ def operator_cases():
     packed_o, packed_lse = OPS.attention_packed(qkv, None, None, None, None, 0.0, 1.0, "reference")
     all_options = (mask, bias, head_scale, seed, 0.2, 0.5)
     none = (None, None, None, None, 0.0, 0.5)
-    weights, weights_lse = OPS.attention_weights(q, k, mask, bias, 0.5, "reference")
+    weights, weights_lse = OPS.attention_weights(q, k, mask, bias, seed, 0.2, 0.5, "reference")
     for backend in ("reference", "triton"):
         yield "attention", (q, k, v, *all_options, backend)
         yield "attention_backward", (do, q, k, v, *all_options, o, lse, True, backend)
@@ -136,11 +137,14 @@ def operator_cases():
     yield "attention", (q, k, v, *none, "sdpa")
     yield "attention_backward", (do, q, k, v, *none, o, lse, False, "sdpa")
     yield "attention", (q[:0], k[:0], v[:0], *none, "reference")
-    yield "attention_weights", (q, k, mask, bias, 0.5, "reference")
-    yield (
-        "attention_weights_backward",
-        (weights, q, k, mask, bias, 0.5, weights_lse, True, "reference"),
-    )
+    backends = ("reference",) if ext_missing() else ("reference", "cpp")
+    for backend in backends:
+        yield "attention_weights", (q, k, mask, bias, seed, 0.2, 0.5, backend)
+        yield (
+            "attention_weights_backward",
+            (weights, q, k, mask, bias, seed, 0.2, 0.5, weights_lse, True, backend),
+        )
+        yield "attention_with_weights", (q, k, v, *all_options, backend)
 
 
 def op_inputs(q, k, v):

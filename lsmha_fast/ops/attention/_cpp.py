@@ -34,7 +34,7 @@ def attention(a: Inputs) -> tuple[Tensor, Tensor]:
     B, H, L, D = a.q.shape
     o = a.q.new_empty(B, L, H, D).transpose(1, 2)
     lse = a.q.new_empty(B, H, L, dtype=_accumulator(a.q))
-    torch.ops.lsmha_fast_C.attention(*_arguments(a), o, lse)
+    torch.ops.lsmha_fast_C.attention.default(*_arguments(a), o, lse)
     return o, lse
 
 
@@ -45,14 +45,52 @@ def attention_backward(
     B, H = a.q.shape[:2]
     empty, acc = a.q.new_empty(0), _accumulator(a.q)
     dhead_scale = None if a.head_scale is None else a.q.new_empty(B, H, dtype=acc)
-    dbias = None
-    if bias_grad and a.bias is not None:
-        terms = B * H // (a.bias.shape[0] * a.bias.shape[1])
-        dbias = a.q.new_zeros(min(terms, BIAS_PARTS), *a.bias.shape, dtype=acc)
-    torch.ops.lsmha_fast_C.attention_backward(
+    dbias = _bias_parts(a, bias_grad)
+    torch.ops.lsmha_fast_C.attention_backward.default(
         _readable(do), *_arguments(a), _readable(o), lse, dq, dk, dv, dbias, dhead_scale
     )
     return _sum_of_parts(dbias, a.bias, empty), _sum_of_parts(dhead_scale, a.head_scale, empty)
+
+
+def attention_weights(a: Inputs) -> tuple[Tensor, Tensor]:
+    """Mean over the heads of the dropped softmax weights, (B, L, S), and log-sum-exp (B, H, L)."""
+    _, weights, lse = _with_weights(a, None)
+    return weights, lse
+
+
+def attention_with_weights(a: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Output as of `attention`, averaged weights and log-sum-exp from one pass over the scores."""
+    B, H, L, D = a.q.shape
+    return _with_weights(a, a.q.new_empty(B, L, H, D).transpose(1, 2))
+
+
+def _with_weights(a: Inputs, o: Tensor | None):
+    q, k, v, *options = _arguments(a)
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    weights = q.new_empty(q.shape[0], q.shape[2], k.shape[2])
+    values = None if o is None else v
+    torch.ops.lsmha_fast_C.attention_weights.default(q, k, values, *options, o, lse, weights)
+    return o, weights, lse
+
+
+def attention_weights_backward(
+    dweights: Tensor, a: Inputs, lse: Tensor, bias_grad: bool, dq: Tensor, dk: Tensor
+) -> Tensor:
+    """Write dq and dk in place; return dbias (empty where not asked for)."""
+    q, k, _, key_mask, bias, _, *options = _arguments(a)
+    dbias = _bias_parts(a, bias_grad)
+    torch.ops.lsmha_fast_C.attention_weights_backward.default(
+        dweights.contiguous(), q, k, key_mask, bias, *options, dq, dk, dbias
+    )
+    return _sum_of_parts(dbias, a.bias, a.q.new_empty(0))
+
+
+def _bias_parts(a: Inputs, bias_grad: bool) -> Tensor | None:
+    """Zeros to add up the bias gradient in, (parts, *bias.shape), where it was asked for."""
+    if not bias_grad or a.bias is None:
+        return None
+    terms = a.q.shape[0] * a.q.shape[1] // (a.bias.shape[0] * a.bias.shape[1])
+    return a.q.new_zeros(min(terms, BIAS_PARTS), *a.bias.shape, dtype=_accumulator(a.q))
 
 
 def _sum_of_parts(parts: Tensor | None, like: Tensor | None, empty: Tensor) -> Tensor:

@@ -19,19 +19,27 @@ def attention_decompositions() -> dict[torch._ops.OpOverload, Callable]:
         ops.attention.default: _attention,
         ops.attention_packed.default: _packed,
         ops.attention_weights.default: _weights,
+        ops.attention_with_weights.default: _with_weights,
     }
 
 
-def _attention(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-    if seed is not None:
-        raise ValueError(
-            f"attention has no standard form with dropout ({dropout_p}); export after model.eval()"
-        )
-    p, lse = _softmax(q, k, key_mask, bias, scale)
+def _attention(q, k, v, *args):
+    o, _, lse = _attend(q, k, v, *args)
+    return o, lse
+
+
+def _attend(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
+    """Output, weights of every head, and log-sum-exp."""
+    p, lse = _softmax(q, k, key_mask, bias, seed, dropout_p, scale)
     o = p.to(q.dtype) @ v
     if head_scale is not None:
         o = o * head_scale.to(o.dtype)[:, None, None]
-    return o.transpose(1, 2).contiguous().transpose(1, 2), lse
+    return o.transpose(1, 2).contiguous().transpose(1, 2), p, lse
+
+
+def _with_weights(q, k, v, *args):
+    o, p, lse = _attend(q, k, v, *args)
+    return o, p.mean(1).to(q.dtype), lse
 
 
 def _packed(qkv, *options):
@@ -40,13 +48,20 @@ def _packed(qkv, *options):
     return o.transpose(1, 2).contiguous(), lse
 
 
-def _weights(q, k, key_mask, bias, scale, backend):
-    p, lse = _softmax(q, k, key_mask, bias, scale)
+def _weights(q, k, *args):
+    *options, _backend = args
+    p, lse = _softmax(q, k, *options)
     return p.mean(1).to(q.dtype), lse
 
 
-def _softmax(q: Tensor, k: Tensor, key_mask, bias, scale: float) -> tuple[Tensor, Tensor]:
+def _softmax(
+    q: Tensor, k: Tensor, key_mask, bias, seed, dropout_p: float, scale: float
+) -> tuple[Tensor, Tensor]:
     """Weights (B, H, L, S), zeros where a row has no keys, and log-sum-exp (B, H, L)."""
+    if seed is not None:
+        raise ValueError(
+            f"attention has no standard form with dropout ({dropout_p}); export after model.eval()"
+        )
     logits = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * scale
     if bias is not None:
         logits = logits + bias.to(logits.dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..._ext import cpp_check, cuda_check
 from .._dispatch import Check, always, resolve_backend, triton_check
-from .registration import Attention, AttentionPacked, AttentionWeights
+from .arguments import check_qkv, check_same, options_of
+from .registration import Attention, AttentionPacked, run
+from .registration_weights import AttentionWeights, AttentionWithWeights
 
 # the kernels are built and checked for spills up to here; the project's heads are 1 to 64 wide
 TRITON_MAX_HEAD_DIM = 64
@@ -72,7 +74,15 @@ CHECKS: dict[str, Check] = {
     "cpp": _cpp_check,
     "cuda": _cuda_check,
 }
-WEIGHTS_CHECKS: dict[str, Check] = {"reference": always}
+
+
+def _cpp_weights_check(q: Tensor) -> str | None:
+    """Reason why the native CPU kernels cannot average the weights of this call, or None."""
+    return cpp_check(q, (torch.float32, torch.bfloat16))
+
+
+# of averaged weights
+WEIGHTS_CHECKS: dict[str, Check] = {"reference": always, "cpp": _cpp_weights_check}
 
 
 def _cpp_max_head_dim() -> int:
@@ -131,15 +141,10 @@ def attention(
         ValueError: shapes, dtypes or values do not fit, or the backend does not exist.
         RuntimeError: the named backend cannot run this call.
     """
-    if q.ndim != 4 or k.shape != v.shape or k.ndim != 4 or _without_tokens(q) != _without_tokens(k):
-        raise ValueError(
-            "attention: expected q (B, H, L, D) and k, v (B, H, S, D), "
-            f"got q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)}"
-        )
-    _check_same("attention", q, k=k, v=v)
-    bias, options = _options("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
+    check_qkv("attention", q, k, v)
+    bias, options = options_of("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend("attention", backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return Attention.apply(q, k, v, key_mask, bias, head_scale, *options, backend)[0]
+    return run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_packed(
@@ -175,10 +180,10 @@ def attention_packed(
     if qkv.ndim != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
         raise ValueError(f"{name}: expected qkv (B, N, 3, H, D), got {tuple(qkv.shape)}")
     q = qkv[:, :, 0].transpose(1, 2)
-    _check_same(name, q)
-    bias, options = _options(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
+    check_same(name, q)
+    bias, options = options_of(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
     backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
-    return AttentionPacked.apply(qkv, key_mask, bias, head_scale, *options, backend)[0]
+    return run(AttentionPacked, qkv, key_mask, bias, head_scale, *options, backend)[0]
 
 
 def attention_weights(
@@ -187,91 +192,77 @@ def attention_weights(
     *,
     key_mask: Tensor | None = None,
     bias: Tensor | None = None,
+    dropout_p: float = 0.0,
     scale: float | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Softmax weights averaged over the heads; no (B, H, L, S) tensor is ever in memory.
+    """Softmax weights, after dropout, averaged over the heads; never (B, H, L, S) in memory.
 
     Args:
         q: queries, (B, H, L, D), float.
         k: keys, (B, H, S, D).
-        key_mask: see `attention`.
+        key_mask: see `attention`, as the other arguments.
         bias: see `attention`.
+        dropout_p: see `attention`.
         scale: see `attention`.
-        backend: "reference" (a few heads at a time), which is the default.
+        backend: "reference" (a few heads at a time) or "cpp"; by default the faster one.
 
     Returns:
         (B, L, S) in the dtype of `q`; a query without keys has weights zero.
 
     Raises:
         ValueError: shapes, dtypes or values do not fit, or the backend does not exist.
+        RuntimeError: the named backend cannot run this call.
     """
     name = "attention_weights"
-    if q.ndim != 4 or k.ndim != 4 or _without_tokens(q) != _without_tokens(k):
-        raise ValueError(
-            f"{name}: expected q (B, H, L, D) and k (B, H, S, D), "
-            f"got q {tuple(q.shape)} and k {tuple(k.shape)}"
+    check_qkv(name, q, k)
+    bias, options = options_of(name, q, k, key_mask, bias, dropout_p, scale, None)
+    backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ("cpp",), q)
+    return run(AttentionWeights, q, k, key_mask, bias, *options, backend)[0]
+
+
+class AttentionAndWeights(NamedTuple):
+    """Results of `attention_with_weights`."""
+
+    out: Tensor  # (B, H, L, D), as of `attention`
+    weights: Tensor  # (B, L, S), as of `attention_weights`
+
+
+def attention_with_weights(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    key_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> AttentionAndWeights:
+    """`attention` and the head average of the very weights it used, after dropout.
+
+    Args:
+        q, k, v, key_mask, bias, dropout_p, scale, head_scale: see `attention`.
+        backend: as of `attention`; "cpp" computes every weight once for both results, beside the
+            others the weights are computed a second time, by "reference". By default "cpp" where it
+            can run the call.
+
+    Raises:
+        ValueError: shapes, dtypes or values do not fit, or the backend does not exist.
+        RuntimeError: the named backend cannot run this call.
+    """
+    name = "attention_with_weights"
+    check_qkv(name, q, k, v)
+    bias, options = options_of(name, q, k, key_mask, bias, dropout_p, scale, head_scale)
+    if backend is None and WEIGHTS_CHECKS["cpp"](q) is None:
+        backend = "cpp"
+    backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
+    if backend in WEIGHTS_CHECKS and WEIGHTS_CHECKS[backend](q) is None:
+        out, weights, _ = run(
+            AttentionWithWeights, q, k, v, key_mask, bias, head_scale, *options, backend
         )
-    _check_same(name, q, k=k)
-    bias, (_, _, scale) = _options(name, q, k, key_mask, bias, 0.0, scale, None)
-    backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ())
-    return AttentionWeights.apply(q, k, key_mask, bias, scale, backend)[0]
-
-
-def _without_tokens(x: Tensor) -> tuple[int, int, int]:
-    B, H, _, D = x.shape
-    return B, H, D
-
-
-def _check_same(name: str, q: Tensor, **others: Tensor) -> None:
-    if not q.is_floating_point() or 0 in (q.shape[1], q.shape[3]):
-        raise ValueError(
-            f"{name}: expected a float dtype and H, D >= 1, got {q.dtype} and {tuple(q.shape)}"
-        )
-    for other, t in others.items():
-        if t.dtype != q.dtype or t.device != q.device:
-            raise ValueError(
-                f"{name}: expected {other} like q ({q.dtype}, {q.device}), "
-                f"got {t.dtype}, {t.device}"
-            )
-
-
-def _options(name, q, k, key_mask, bias, dropout_p, scale, head_scale):
-    """Check what the three functions share; return the 4-dimensional bias and
-    (seed, dropout_p, scale)."""
-    B, H, L, D = q.shape
-    S = k.shape[2]
-    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (B, S)):
-        raise ValueError(
-            f"{name}: expected key_mask (B, S) = {(B, S)} bool, "
-            f"got {tuple(key_mask.shape)} {key_mask.dtype}"
-        )
-    if head_scale is not None and (head_scale.shape != (H,) or not head_scale.is_floating_point()):
-        raise ValueError(
-            f"{name}: expected head_scale (H,) = ({H},) float, "
-            f"got {tuple(head_scale.shape)} {head_scale.dtype}"
-        )
-    if bias is not None:
-        bias = _as_4d(name, bias, (B, H, L, S))
-    for other, t in (("key_mask", key_mask), ("bias", bias), ("head_scale", head_scale)):
-        if t is not None and t.device != q.device:
-            raise ValueError(f"{name}: {other} is on {t.device}, q on {q.device}")
-    if not 0 <= dropout_p <= 1:
-        raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    scale = D**-0.5 if scale is None else scale
-    if not 0 < scale < math.inf:
-        raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
-    # drawn on the device: no wait for it, and a CUDA graph draws anew at every replay
-    seed = torch.randint(2**63 - 1, (1,), device=q.device) if dropout_p > 0 else None
-    return bias, (seed, float(dropout_p), scale)
-
-
-def _as_4d(name: str, bias: Tensor, full: tuple[int, ...]) -> Tensor:
-    shape = (1,) * (4 - bias.ndim) + tuple(bias.shape)
-    fits = len(shape) == 4 and all(n in (1, m) for n, m in zip(shape, full, strict=True))
-    if not fits or not bias.is_floating_point():
-        raise ValueError(
-            f"{name}: expected a float bias that broadcasts to (B, H, L, S) = {full}, "
-            f"got {tuple(bias.shape)} {bias.dtype}"
-        )
-    return bias.reshape(shape)
+    else:
+        out = run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
+        weights = run(AttentionWeights, q, k, key_mask, bias, *options, "reference")[0]
+    return AttentionAndWeights(out, weights)

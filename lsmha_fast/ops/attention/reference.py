@@ -57,29 +57,38 @@ def attention_backward(
 
 
 def attention_weights(a: Inputs) -> tuple[Tensor, Tensor]:
-    """Mean over the heads of the softmax weights, (B, L, S), and the log-sum-exp (B, H, L).
+    """Mean over the heads of the dropped softmax weights, (B, L, S), and log-sum-exp (B, H, L).
 
     A few heads at a time, so that memory stays at a few (B, L, S).
     """
     B, H, L, S = *a.q.shape[:3], a.k.shape[2]
     lse = a.q.new_empty(B, H, L, dtype=torch.promote_types(a.q.dtype, torch.float32))
     total = lse.new_zeros(B, L, S)
-    for part, heads in _head_groups(a):
+    for part, heads, factor in _head_groups(a):
         logits = _logits(heads)
         lse[:, part] = torch.logsumexp(logits, -1)
-        total += _softmax(logits, lse[:, part]).sum(1)
+        total += (_softmax(logits, lse[:, part]) * factor).sum(1)
     return (total / H).to(a.q.dtype), lse
+
+
+def attention_with_weights(a: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention` and `attention_weights` with the same dropout: o, weights, log-sum-exp."""
+    o, lse = attention(a)
+    return o, attention_weights(a)[0], lse
 
 
 def attention_weights_backward(
     dweights: Tensor, a: Inputs, lse: Tensor, bias_grad: bool, dq: Tensor, dk: Tensor
 ) -> Tensor:
-    """Write dq and dk in place, a few heads at a time; return dbias (empty where not asked for)."""
-    dp = dweights.to(lse.dtype)[:, None] / a.q.shape[1]
+    """Write dq and dk in place, a few heads at a time; return dbias (empty where not asked for).
+
+    As in `attention_backward` with dp = m dweights / H.
+    """
+    dw = dweights.to(lse.dtype)[:, None] / a.q.shape[1]
     bias = a.bias if bias_grad else None
     dbias = lse.new_zeros(0 if bias is None else bias.shape)
-    for part, heads in _head_groups(a):
-        p = _softmax(_logits(heads), lse[:, part])
+    for part, heads, factor in _head_groups(a):
+        p, dp = _softmax(_logits(heads), lse[:, part]), dw * factor
         ds = p * (dp - (p * dp).sum(-1, keepdim=True))
         dq[:, part] = ds @ heads.k.to(lse.dtype) * a.scale
         dk[:, part] = ds.mT @ heads.q.to(lse.dtype) * a.scale
@@ -90,11 +99,11 @@ def attention_weights_backward(
 
 
 def _head_groups(a: Inputs):
-    """Slices of the heads, the same for every batch size, and the inputs of those heads."""
+    """Slices of the heads, the same for every batch size, their inputs and dropout factor."""
     for h in range(0, a.q.shape[1], HEADS_AT_ONCE):
         part = slice(h, h + HEADS_AT_ONCE)
         q, k, v, bias = (_of_heads(t, part) for t in (a.q, a.k, a.v, a.bias))
-        yield part, a._replace(q=q, k=k, v=v, bias=bias)
+        yield part, a._replace(q=q, k=k, v=v, bias=bias), _dropout_factor(a, part)
 
 
 def _of_heads(t, part: slice):
@@ -102,8 +111,12 @@ def _of_heads(t, part: slice):
     return t if t is None or t.shape[1] == 1 else t[:, part]
 
 
-def keep_mask(seed: Tensor, shape: tuple[int, int, int, int], dropout_p: float) -> Tensor:
+def keep_mask(
+    seed: Tensor, shape: tuple[int, int, int, int], dropout_p: float, part: slice = slice(None)
+) -> Tensor:
     """Which weights (B, H, L, S) survive dropout: a function of (seed, b H + h, i, j) alone.
+
+    With `part`, of those heads only.
 
     One Philox 4x32 call gives 16 random bits to each of 8 keys: call c of query i serves the keys
     j with 8 (j // 64) + j % 8 = c, and the key's half-word is number (j // 8) % 8. Keys of one
@@ -112,10 +125,11 @@ def keep_mask(seed: Tensor, shape: tuple[int, int, int, int], dropout_p: float) 
     B, H, L, S = shape
     calls, threshold = (S + 63) // 64 * 8, dropout_rule(dropout_p)[0]
     c2, c1, c0 = (torch.arange(n, device=seed.device) for n in (B * H, L, calls))
+    c2 = c2.view(B, H)[:, part].flatten()
     words = _philox(seed, (c0, c1[:, None], c2[:, None, None], torch.zeros_like(c0)))
     keep = [k for w in words for k in ((w & 0xFFFF) >= threshold, w >> 16 >= threshold)]
     by_key = torch.stack([k.unflatten(-1, (-1, 8)) for k in keep], -2)  # (B H, L, S / 64, 8, 8)
-    return by_key.flatten(2)[..., :S].reshape(shape)
+    return by_key.flatten(2)[..., :S].unflatten(0, (B, -1))
 
 
 def _philox(seed: Tensor, counter: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -131,11 +145,11 @@ def _philox(seed: Tensor, counter: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return c0, c1, c2, c3
 
 
-def _dropout_factor(a: Inputs) -> Tensor | float:
+def _dropout_factor(a: Inputs, part: slice = slice(None)) -> Tensor | float:
     if a.seed is None:
         return 1.0
     factor = dropout_rule(a.dropout_p)[1]
-    return keep_mask(a.seed, (*a.q.shape[:3], a.k.shape[2]), a.dropout_p) * factor
+    return keep_mask(a.seed, (*a.q.shape[:3], a.k.shape[2]), a.dropout_p, part) * factor
 
 
 def _logits(a: Inputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""Schemas, fake kernels and autograd of the attention ops.
+"""Schemas, fake kernels and autograd of `attention` and `attention_packed`.
 
 One schema serves every backend; the graph shows which one ran. Gradients that nobody asked for are
 empty tensors, so that the number of outputs is fixed.
@@ -14,43 +14,34 @@ from .._dispatch import impl, load_backend
 from . import vmap
 from .common import Inputs
 
-_OPTIONS = (
+# called by their overloads, whose choice would cost microseconds
+OPS = torch.ops.lsmha_fast
+OPTIONS = (
     "Tensor? key_mask, Tensor? bias, Tensor? head_scale, Tensor? seed, float dropout_p, float scale"
 )
 _SAVED = "Tensor o, Tensor lse, bool bias_grad"
 for name, arguments, results in (
-    ("attention", f"Tensor q, Tensor k, Tensor v, {_OPTIONS}", "Tensor o, Tensor lse"),
+    ("attention", f"Tensor q, Tensor k, Tensor v, {OPTIONS}", "Tensor o, Tensor lse"),
     (
         "attention_backward",
-        f"Tensor do, Tensor q, Tensor k, Tensor v, {_OPTIONS}, {_SAVED}",
+        f"Tensor do, Tensor q, Tensor k, Tensor v, {OPTIONS}, {_SAVED}",
         "Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dhead_scale",
     ),
-    ("attention_packed", f"Tensor qkv, {_OPTIONS}", "Tensor o, Tensor lse"),
+    ("attention_packed", f"Tensor qkv, {OPTIONS}", "Tensor o, Tensor lse"),
     (
         "attention_packed_backward",
-        f"Tensor do, Tensor qkv, {_OPTIONS}, {_SAVED}",
+        f"Tensor do, Tensor qkv, {OPTIONS}, {_SAVED}",
         "Tensor dqkv, Tensor dbias, Tensor dhead_scale",
-    ),
-    (
-        "attention_weights",
-        "Tensor q, Tensor k, Tensor? key_mask, Tensor? bias, float scale",
-        "Tensor weights, Tensor lse",
-    ),
-    (
-        "attention_weights_backward",
-        "Tensor dweights, Tensor q, Tensor k, Tensor? key_mask, Tensor? bias, float scale, "
-        "Tensor lse, bool bias_grad",
-        "Tensor dq, Tensor dk, Tensor dbias",
     ),
 ):
     torch.library.define(f"lsmha_fast::{name}", f"({arguments}, str backend) -> ({results})")
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
+def accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _heads_last(x: Tensor) -> Tensor:
+def heads_last(x: Tensor) -> Tensor:
     """New (B, H, N, D) tensor whose memory is (B, N, H, D), so that merging the heads is free."""
     B, H, N, D = x.shape
     return x.new_empty(B, N, H, D).transpose(1, 2)
@@ -61,32 +52,32 @@ def _unpack(qkv: Tensor) -> list[Tensor]:
     return [t.transpose(1, 2) for t in qkv.unbind(2)]
 
 
-def _lse_like(q: Tensor) -> Tensor:
-    return q.new_empty(q.shape[:3], dtype=_accumulator(q))
+def lse_like(q: Tensor) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=accumulator(q))
 
 
-def _small_grads(like: Tensor, bias, head_scale, bias_grad) -> tuple[Tensor, Tensor]:
+def small_grads(like: Tensor, bias, head_scale, bias_grad) -> tuple[Tensor, Tensor]:
     dbias = bias.new_empty(bias.shape) if bias_grad else like.new_empty(0)
     dhead_scale = like.new_empty(0) if head_scale is None else head_scale.new_empty(len(head_scale))
     return dbias, dhead_scale
 
 
-def _is_empty(a: Inputs) -> bool:
+def is_empty(a: Inputs) -> bool:
     return a.q.numel() == 0 or a.k.numel() == 0
 
 
-def _attend(a: Inputs, backend: str) -> tuple[Tensor, Tensor]:
-    if _is_empty(a):
-        return _heads_last(a.q).zero_(), _lse_like(a.q).fill_(-torch.inf)
+def attend(a: Inputs, backend: str) -> tuple[Tensor, Tensor]:
+    if is_empty(a):
+        return heads_last(a.q).zero_(), lse_like(a.q).fill_(-torch.inf)
     return load_backend(__package__, backend).attention(a)
 
 
 def _attend_backward(do, a: Inputs, o, lse, bias_grad, backend, *buffers) -> tuple[Tensor, Tensor]:
     """Fill the buffers (dq, dk, dv); return dbias and dhead_scale."""
-    if _is_empty(a):
+    if is_empty(a):
         for buffer in buffers:
             buffer.zero_()
-        dbias, dhead_scale = _small_grads(a.q, a.bias, a.head_scale, bias_grad)
+        dbias, dhead_scale = small_grads(a.q, a.bias, a.head_scale, bias_grad)
         return dbias.zero_(), dhead_scale.zero_()
     run = load_backend(__package__, backend).attention_backward
     return run(do, a, o, lse, bias_grad, *buffers)
@@ -95,19 +86,19 @@ def _attend_backward(do, a: Inputs, o, lse, bias_grad, backend, *buffers) -> tup
 @impl("lsmha_fast::attention")
 def _attention_impl(*args):
     *inputs, backend = args
-    return _attend(Inputs(*inputs), backend)
+    return attend(Inputs(*inputs), backend)
 
 
 @torch.library.register_fake("lsmha_fast::attention")
 def _attention_fake(q, *_):
-    return _heads_last(q), _lse_like(q)
+    return heads_last(q), lse_like(q)
 
 
 @impl("lsmha_fast::attention_backward")
 def _attention_backward_impl(do, *args):
     *inputs, o, lse, bias_grad, backend = args
     a = Inputs(*inputs)
-    buffers = [_heads_last(t) for t in (a.q, a.k, a.v)]
+    buffers = [heads_last(t) for t in (a.q, a.k, a.v)]
     return *buffers, *_attend_backward(do, a, o, lse, bias_grad, backend, *buffers)
 
 
@@ -115,21 +106,21 @@ def _attention_backward_impl(do, *args):
 def _attention_backward_fake(do, *args):
     *inputs, _o, _lse, bias_grad, _backend = args
     a = Inputs(*inputs)
-    small = _small_grads(a.q, a.bias, a.head_scale, bias_grad)
-    return *(_heads_last(t) for t in (a.q, a.k, a.v)), *small
+    small = small_grads(a.q, a.bias, a.head_scale, bias_grad)
+    return *(heads_last(t) for t in (a.q, a.k, a.v)), *small
 
 
 @impl("lsmha_fast::attention_packed")
 def _packed_impl(qkv, *args):
     *options, backend = args
-    o, lse = _attend(Inputs(*_unpack(qkv), *options), backend)
+    o, lse = attend(Inputs(*_unpack(qkv), *options), backend)
     return o.transpose(1, 2), lse
 
 
 @torch.library.register_fake("lsmha_fast::attention_packed")
 def _packed_fake(qkv, *_):
     q = _unpack(qkv)[0]
-    return _heads_last(q).transpose(1, 2), _lse_like(q)
+    return heads_last(q).transpose(1, 2), lse_like(q)
 
 
 @impl("lsmha_fast::attention_packed_backward")
@@ -144,37 +135,7 @@ def _packed_backward_impl(do, qkv, *args):
 @torch.library.register_fake("lsmha_fast::attention_packed_backward")
 def _packed_backward_fake(do, qkv, key_mask, bias, head_scale, *args):
     bias_grad = args[-2]
-    return qkv.new_empty(qkv.shape), *_small_grads(qkv, bias, head_scale, bias_grad)
-
-
-@impl("lsmha_fast::attention_weights")
-def _weights_impl(q, k, key_mask, bias, scale, backend):
-    if q.numel() == 0 or k.numel() == 0:
-        weights = q.new_zeros(q.shape[0], q.shape[2], k.shape[2])
-        return weights, _lse_like(q).fill_(-torch.inf)
-    a = Inputs(q, k, k, key_mask, bias, None, None, 0.0, scale)
-    return load_backend(__package__, backend).attention_weights(a)
-
-
-@torch.library.register_fake("lsmha_fast::attention_weights")
-def _weights_fake(q, k, key_mask, bias, scale, backend):
-    return q.new_empty(q.shape[0], q.shape[2], k.shape[2]), _lse_like(q)
-
-
-@impl("lsmha_fast::attention_weights_backward")
-def _weights_backward_impl(dweights, q, k, key_mask, bias, scale, lse, bias_grad, backend):
-    if q.numel() == 0 or k.numel() == 0:
-        dbias = _small_grads(q, bias, None, bias_grad)[0].zero_()
-        return _heads_last(q).zero_(), _heads_last(k).zero_(), dbias
-    a = Inputs(q, k, k, key_mask, bias, None, None, 0.0, scale)
-    run = load_backend(__package__, backend).attention_weights_backward
-    dq, dk = _heads_last(q), _heads_last(k)
-    return dq, dk, run(dweights, a, lse, bias_grad, dq, dk)
-
-
-@torch.library.register_fake("lsmha_fast::attention_weights_backward")
-def _weights_backward_fake(dweights, q, k, key_mask, bias, scale, lse, bias_grad, backend):
-    return _heads_last(q), _heads_last(k), _small_grads(q, bias, None, bias_grad)[0]
+    return qkv.new_empty(qkv.shape), *small_grads(qkv, bias, head_scale, bias_grad)
 
 
 class Attention(torch.autograd.Function):
@@ -187,7 +148,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-        return torch.ops.lsmha_fast.attention(
+        return OPS.attention.default(
             q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
@@ -200,7 +161,7 @@ class Attention(torch.autograd.Function):
     def backward(ctx, do, _):
         *tensors, o, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[4]
-        dq, dk, dv, dbias, dhead_scale = torch.ops.lsmha_fast.attention_backward(
+        dq, dk, dv, dbias, dhead_scale = OPS.attention_backward.default(
             do, *tensors, ctx.dropout_p, ctx.scale, o, lse, bias_grad, ctx.backend
         )
         dhead_scale = dhead_scale if ctx.needs_input_grad[5] else None
@@ -214,7 +175,7 @@ class AttentionPacked(torch.autograd.Function):
 
     @staticmethod
     def forward(qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-        return torch.ops.lsmha_fast.attention_packed(
+        return OPS.attention_packed.default(
             qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
@@ -227,44 +188,31 @@ class AttentionPacked(torch.autograd.Function):
     def backward(ctx, do, _):
         *tensors, o, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[2]
-        dqkv, dbias, dhead_scale = torch.ops.lsmha_fast.attention_packed_backward(
+        dqkv, dbias, dhead_scale = OPS.attention_packed_backward.default(
             do, *tensors, ctx.dropout_p, ctx.scale, o, lse, bias_grad, ctx.backend
         )
         dhead_scale = dhead_scale if ctx.needs_input_grad[3] else None
         return dqkv, None, dbias if bias_grad else None, dhead_scale, None, None, None, None
 
 
-class AttentionWeights(torch.autograd.Function):
-    """(q, k, key_mask, bias, scale, backend) -> weights, lse."""
+def run(function: type[torch.autograd.Function], *args):
+    """`function.apply(*args)`, or its forward alone where nothing can ask for a gradient.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(q, k, key_mask, bias, scale, backend):
-        return torch.ops.lsmha_fast.attention_weights(q, k, key_mask, bias, scale, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.scale, ctx.backend = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors, output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dweights, _):
-        *tensors, lse = ctx.saved_tensors
-        bias_grad = ctx.needs_input_grad[3]
-        dq, dk, dbias = torch.ops.lsmha_fast.attention_weights_backward(
-            dweights, *tensors, ctx.scale, lse, bias_grad, ctx.backend
-        )
-        return dq, dk, None, dbias if bias_grad else None, None, None
+    Applying a function costs about 30 us on the CPU, which a small call would notice.
+    """
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or forward_mode:
+        return function.apply(*args)
+    return function.forward(*args)
 
 
 def _save(ctx, inputs, output) -> None:
-    """What the backward of the first two needs; `setup_context` keeps them open to torch.func."""
+    """What the backward needs; `setup_context` keeps them open to torch.func."""
     *tensors, ctx.dropout_p, ctx.scale, ctx.backend = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*tensors, *output)
 
 
-vmap.register()
+for name in ("attention", "attention_packed"):
+    vmap.register(name)
+    vmap.register(f"{name}_backward")

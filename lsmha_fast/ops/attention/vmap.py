@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-OPS = ("attention", "attention_packed", "attention_weights")
 
-
-def register() -> None:
-    """Give every attention op and its backward a rule for `torch.vmap`."""
-    for name in OPS:
-        for op in (name, f"{name}_backward"):
-            overload = getattr(torch.ops.lsmha_fast, op).default
-            torch.library.register_vmap(overload, _rule(overload))
+def register(name: str) -> None:
+    """Give an op of the package, as `attention`, a rule for `torch.vmap`."""
+    overload = getattr(torch.ops.lsmha_fast, name).default
+    torch.library.register_vmap(overload, _rule(overload))
 
 
 def _rule(op):

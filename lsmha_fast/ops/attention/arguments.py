@@ -1,0 +1,80 @@
+"""Checks of what is passed to the public functions of attention; an error shows the values."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_qkv(name: str, q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
+    """Queries (B, H, L, D), keys and, if given, values (B, H, S, D) of one dtype and device."""
+    names, others = ("k", {"k": k}) if v is None else ("k, v", {"k": k, "v": v})
+    fits = q.ndim == 4 and k.ndim == 4 and _without_tokens(q) == _without_tokens(k)
+    if not fits or any(t.shape != k.shape for t in others.values()):
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in others.items())
+        raise ValueError(
+            f"{name}: expected q (B, H, L, D) and {names} (B, H, S, D), "
+            f"got q {tuple(q.shape)}, {shapes}"
+        )
+    check_same(name, q, **others)
+
+
+def _without_tokens(x: Tensor) -> tuple[int, int, int]:
+    B, H, _, D = x.shape
+    return B, H, D
+
+
+def check_same(name: str, q: Tensor, **others: Tensor) -> None:
+    if not q.is_floating_point() or 0 in (q.shape[1], q.shape[3]):
+        raise ValueError(
+            f"{name}: expected a float dtype and H, D >= 1, got {q.dtype} and {tuple(q.shape)}"
+        )
+    for other, t in others.items():
+        if t.dtype != q.dtype or t.device != q.device:
+            raise ValueError(
+                f"{name}: expected {other} like q ({q.dtype}, {q.device}), "
+                f"got {t.dtype}, {t.device}"
+            )
+
+
+def options_of(name, q, k, key_mask, bias, dropout_p, scale, head_scale):
+    """Check what the public functions share; return the 4-dimensional bias and
+    (seed, dropout_p, scale)."""
+    B, H, L, D = q.shape
+    S = k.shape[2]
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (B, S)):
+        raise ValueError(
+            f"{name}: expected key_mask (B, S) = {(B, S)} bool, "
+            f"got {tuple(key_mask.shape)} {key_mask.dtype}"
+        )
+    if head_scale is not None and (head_scale.shape != (H,) or not head_scale.is_floating_point()):
+        raise ValueError(
+            f"{name}: expected head_scale (H,) = ({H},) float, "
+            f"got {tuple(head_scale.shape)} {head_scale.dtype}"
+        )
+    if bias is not None:
+        bias = _as_4d(name, bias, (B, H, L, S))
+    for other, t in (("key_mask", key_mask), ("bias", bias), ("head_scale", head_scale)):
+        if t is not None and t.device != q.device:
+            raise ValueError(f"{name}: {other} is on {t.device}, q on {q.device}")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
+    scale = D**-0.5 if scale is None else scale
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
+    # drawn on the device: no wait for it, and a CUDA graph draws anew at every replay
+    seed = torch.randint(2**63 - 1, (1,), device=q.device) if dropout_p > 0 else None
+    return bias, (seed, float(dropout_p), scale)
+
+
+def _as_4d(name: str, bias: Tensor, full: tuple[int, ...]) -> Tensor:
+    shape = (1,) * (4 - bias.ndim) + tuple(bias.shape)
+    fits = len(shape) == 4 and all(n in (1, m) for n, m in zip(shape, full, strict=True))
+    if not fits or not bias.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a float bias that broadcasts to (B, H, L, S) = {full}, "
+            f"got {tuple(bias.shape)} {bias.dtype}"
+        )
+    return bias.reshape(shape)
