@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .nn import EncoderBlock as EncoderBlock
     from .nn import LSMultiHeadAttention as LSMultiHeadAttention
     from .nn import SeqPool as SeqPool
+    from .nn import register_flash_attention as register_flash_attention
     from .nn import replace_attention as replace_attention
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
             "ConvBlock",
             "SeqPool",
             "EncoderBlock",
+            "register_flash_attention",
             "replace_attention",
         ),
         "nn",

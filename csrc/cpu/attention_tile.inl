@@ -90,7 +90,10 @@ inline Tile tile_of(const AttentionHead& h) {
 // log2 weights of keys j.. and queries i..: (keys, queries), rows stride apart
 inline void logits(const AttentionHead& h, int64_t j, int64_t keys, int64_t i, int64_t queries,
                    float* tile, int64_t stride) {
-  product({h.k + j * h.D, h.D, 1}, h.q + i, h.padded_l, h.D, tile, stride, keys, queries, false);
+  for (int64_t d = 0; d < h.D; d += 64) {  // so a long sum is as exact as a short one
+    product({h.k + j * h.D + d, h.D, 1}, h.q + d * h.padded_l + i, h.padded_l,
+            std::min<int64_t>(64, h.D - d), tile, stride, keys, queries, d > 0);
+  }
   if (h.bias == nullptr) return;
   for (int64_t c = 0; c < queries; c += LANES) {  // so few rows of the bias stay in the cache
     const int64_t rows = std::min<int64_t>(LANES, h.L - i - c);

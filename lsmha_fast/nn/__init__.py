@@ -5,5 +5,6 @@ from .blocks import ConvBlock as ConvBlock
 from .blocks import DropPath as DropPath
 from .blocks import EncoderBlock as EncoderBlock
 from .conv_stem import ConvStem as ConvStem
+from .flash import register_flash_attention as register_flash_attention
 from .replace import replace_attention as replace_attention
 from .seq_pool import SeqPool as SeqPool

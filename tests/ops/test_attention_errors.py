@@ -8,18 +8,14 @@ from lsmha_fast.ops import attention, attention_packed, attention_weights
 from lsmha_fast.ops.attention import op
 
 
-def default_backend(q, bias=None, dropout_p=0.0):
-    return op.resolve_backend("attention", None, op.CHECKS, op._order(q), q, None, bias, dropout_p)
-
-
 def test_default_backend_never_interprets(monkeypatch):
     q = torch.randn(1, 2, 3, 4)
     bias = torch.zeros(1, 2, 3, 3, requires_grad=True)
     monkeypatch.setitem(op.CHECKS, "cpp", lambda *_: "it is not built")
-    assert default_backend(q) == "sdpa"
-    assert default_backend(q, bias.detach()) == "sdpa"
-    assert default_backend(q, bias) == "reference"
-    assert default_backend(q, dropout_p=0.1) == "reference"
+    assert op.default_backend(q) == "sdpa"
+    assert op.default_backend(q, bias=bias.detach()) == "sdpa"
+    assert op.default_backend(q, bias=bias) == "reference"
+    assert op.default_backend(q, dropout_p=0.1) == "reference"
 
 
 @pytest.mark.skipif(_ext.ext_missing() is not None, reason=str(_ext.ext_missing()))
@@ -27,12 +23,12 @@ def test_default_backend_with_native_kernels():
     q = torch.randn(1, 2, 3, 4)
     bias = torch.zeros(1, 2, 3, 3, requires_grad=True)
     wide = torch.randn(1, 2, 3, 256)
-    assert default_backend(q) == "cpp"
-    assert default_backend(q, bias, 0.1) == "cpp"
-    assert default_backend(wide) == "sdpa"
-    assert default_backend(wide, dropout_p=0.1) == "cpp"
-    assert default_backend(q.double()) == "sdpa"
-    assert default_backend(q.half()) == "sdpa"
+    assert op.default_backend(q) == "cpp"
+    assert op.default_backend(q, bias=bias, dropout_p=0.1) == "cpp"
+    assert op.default_backend(wide) == "sdpa"
+    assert op.default_backend(wide, dropout_p=0.1) == "cpp"
+    assert op.default_backend(q.double()) == "sdpa"
+    assert op.default_backend(q.half()) == "sdpa"
 
 
 def test_unknown_backend_is_an_error():

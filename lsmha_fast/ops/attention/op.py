@@ -107,6 +107,11 @@ def _order(q: Tensor) -> tuple[str, ...]:
     return ("cpp", "sdpa") if q.shape[3] <= _cpp_max_head_dim() else ("sdpa", "cpp")
 
 
+def default_backend(q: Tensor, key_mask=None, bias=None, dropout_p: float = 0.0) -> str:
+    """The backend that `attention` takes for a call when the caller names none."""
+    return resolve_backend("attention", None, CHECKS, _order(q), q, key_mask, bias, dropout_p)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
