@@ -1,11 +1,10 @@
-"""`lsmha prune`: heads that others make superfluous, against random and magnitude controls."""
+"""`lsmha prune`: a run with fewer heads, nodes or connections, against controls."""
 
 from __future__ import annotations
 
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,83 +12,20 @@ import torch
 
 from . import analysis
 from ._prune_options import PruneOptions
-from ._shp_command import NormalizedBatches, progress_bar
+from ._prune_workbench import Workbench, pruned_config
+from ._shp_command import progress_bar
 from ._version import __version__
-from .analysis.cost import count_macs, interleaved_medians
 from .analysis.pruning import KeptHeads
 from .analysis.pruning_report import Pruning, PruningRow
-from .data import Batches, ImageDataset, normalize
 from .models import CCT, prune_model
-from .nn import EncoderBlock
-from .train.config import TrainConfig
-from .train.loop import evaluate, train, write_run
-from .train.run import Run, load_run, load_split, pick_device
-
-# one training image in so many is kept from the probes, to measure SHP on
-HELD_OUT = 5
-
-
-class Workbench:
-    """A run with the images to choose on and those to measure on, and what is measured there."""
-
-    def __init__(self, run: Run, options: PruneOptions):
-        self.options, self.model = options, run.model
-        self.config = run.config
-        if options.data_root is not None:
-            self.config = replace(self.config, data_root=options.data_root)
-        self.device = pick_device(options.device)
-        self.config = replace(self.config, device=str(self.device))
-        self.model.to(self.device)
-        self.train_set = load_split(self.config, "train")
-        self.test_set = load_split(self.config, "test")
-        sets = {"train": self.train_set, "test": self.test_set}
-        self.measured = sets[options.split]
-        if options.choice_split == "train":
-            held = torch.arange(len(self.train_set)) % HELD_OUT == 0
-            self.probe_set, self.choice = (_part(self.train_set, part) for part in (~held, held))
-            self.choice_name = f"every {HELD_OUT}th image of train"
-        else:
-            self.probe_set, self.choice = self.train_set, self.test_set
-            self.choice_name = "test"
-
-    def batches(self, dataset: ImageDataset, *, shuffle: bool) -> NormalizedBatches:
-        """Normalised batches on the device."""
-        return NormalizedBatches(dataset, self.options.batch_size, self.device, shuffle=shuffle)
-
-    def accuracy(self, model: CCT, dataset: ImageDataset | None = None) -> float:
-        """Of a model on the measured split, or on another data set."""
-        dataset = self.measured if dataset is None else dataset
-        batches = Batches(dataset, self.options.batch_size, device=self.device)
-        return evaluate(model, batches, dataset).accuracy
-
-    def macs(self, model: CCT) -> int:
-        """Of one image."""
-        return count_macs(model, self._images(1))
-
-    @torch.no_grad()
-    def milliseconds(self, models: Sequence[CCT]) -> list[float]:
-        """Median of one batch for every model, the models taking turns."""
-        images = self._images(self.options.timing_batch)
-        calls = [lambda m=m.eval(): m(images) for m in models]  # type: ignore[misc]
-        seconds = interleaved_medians(calls, rounds=self.options.timing_rounds, device=self.device)
-        return [1000 * s for s in seconds]
-
-    def finetuned(self, model: CCT, folder: Path) -> float:
-        """Train a pruned model in a new run folder; its accuracy on the measured split after."""
-        config = finetune_config(pruned_config(self.config, model), self.options)
-        write_run(config, folder, model, epoch=0)
-        train(config, folder, resume=True)
-        return self.accuracy(load_run(folder, "last").model.to(self.device))
-
-    def _images(self, count: int) -> torch.Tensor:
-        some = self.measured.images[torch.arange(count) % len(self.measured)].to(self.device)
-        return normalize(some, self.measured.mean, self.measured.std)
+from .train.loop import write_run
+from .train.run import load_run
 
 
 def prune_run(
     run_dir: Path, out: Path, pruned_dir: Path, options: PruneOptions, command: str = ""
 ) -> Iterator[str]:
-    """Prune the heads of a run; yields lines for people, writes `out` and the pruned run.
+    """Prune a run; yields lines for people, writes `out` and the pruned run.
 
     Args:
         run_dir: what `lsmha train` wrote.
@@ -107,25 +43,16 @@ def prune_run(
         raise ValueError(f"--pruned-run {pruned_dir} exists already; give another")
     bench = Workbench(run, options)
     if options.split == options.choice_split:
-        yield f"the heads are chosen on {bench.choice_name}: accuracies there are not held out"
-    yield f"measuring the heads on {bench.choice_name} ({len(bench.choice)} images)"
-    ranking = rank(bench)
-    target = target_number(bench, ranking)
-    yield f"pruning {target} of {sum(map(len, ranking.rounds))} heads, and sweeping"
-    rows, kept = measure_heads(bench, ranking, target)
-    small = prune_model(bench.model, heads=ranking.kept(target))
-    if options.finetune_epochs:
-        yield f"fine-tuning what was pruned, epochs: {options.finetune_epochs}, the controls too"
-        rows = _finetune(bench, rows, kept, target, pruned_dir)
-    else:
-        config = pruned_config(bench.config, small)
-        write_run(config, pruned_dir, small, epoch=config.epochs)
+        yield f"the choice is made on {bench.choice_name}: accuracies there are not held out"
+    yield f"measuring {options.criterion} on {bench.choice_name} ({len(bench.choice)} images)"
+    measure = _prune_heads if options.criterion == "shp" else _prune_connections
+    rows, kept, target = measure(bench, pruned_dir)
     pruning = Pruning(
-        criterion="shp",
+        criterion=options.criterion,
         split=options.split,
         choice_split=bench.choice_name,
         rows=tuple(rows),
-        kept=tuple(_flags(k, ranking) for k in kept),
+        kept=tuple(kept),
         target=target,
         choices=options.choices(),
         command=command,
@@ -137,6 +64,35 @@ def prune_run(
     yield "written:"
     yield from (f"  {path}" for path in files)
     yield f"  {pruned_dir} (a run: lsmha shp {pruned_dir})"
+
+
+Measured = tuple[list[PruningRow], list[np.ndarray], int]  # the last: units gone in the saved model
+
+
+def _prune_heads(bench: Workbench, pruned_dir: Path) -> Measured:
+    ranking = rank(bench)
+    target = target_number(bench, ranking)
+    rows, kept = measure_heads(bench, ranking, target)
+    if bench.options.finetune_epochs:
+        rows = _finetune(bench, rows, kept, target, pruned_dir)
+    else:
+        _save(bench, prune_model(bench.model, heads=ranking.kept(target)), pruned_dir)
+    return rows, [_flags(k, ranking) for k in kept], target
+
+
+def _prune_connections(bench: Workbench, pruned_dir: Path) -> Measured:
+    from ._prune_nodes import measure_connections
+
+    rows, kept, small = measure_connections(bench)
+    _save(bench, small, pruned_dir)
+    chosen = (r for r in rows if r.seed is None and r.threshold == bench.options.threshold)
+    return rows, kept, next(chosen).removed
+
+
+def _save(bench: Workbench, model: CCT, pruned_dir: Path) -> None:
+    """A finished run of a pruned model."""
+    config = pruned_config(bench.config, model)
+    write_run(config, pruned_dir, model, epoch=config.epochs)
 
 
 def rank(bench: Workbench) -> analysis.HeadRanking:
@@ -257,29 +213,6 @@ def _finetune(
     return done
 
 
-def pruned_config(config: TrainConfig, model: CCT) -> TrainConfig:
-    """The config whose `build_model` makes a model of the same sizes as `model`."""
-    blocks = [block for block in model.blocks if isinstance(block, EncoderBlock)]
-    return replace(
-        config,
-        num_heads=tuple(b.self_attn.num_heads for b in blocks),
-        head_dim=tuple(b.self_attn.head_dim for b in blocks),
-        mlp_hidden=tuple(b.linear1.out_features for b in blocks),
-    )
-
-
-def finetune_config(config: TrainConfig, options: PruneOptions) -> TrainConfig:
-    """The run's recipe, shorter, from a tenth of its learning rate, without warm-up."""
-    lr = config.lr / 10 if options.finetune_lr is None else options.finetune_lr
-    return replace(
-        config,
-        epochs=options.finetune_epochs,
-        lr=lr,
-        min_lr=min(config.min_lr, lr),
-        warmup_epochs=0.0,
-    )
-
-
 def versions() -> dict[str, str]:
     """By package, for the record."""
     return {
@@ -293,14 +226,4 @@ def _flags(kept: KeptHeads, ranking: analysis.HeadRanking) -> np.ndarray:
     """All heads, block by block: whether they are kept."""
     return np.concatenate(
         [np.isin(np.arange(len(r)), heads) for r, heads in zip(ranking.rounds, kept, strict=True)]
-    )
-
-
-def _part(dataset: ImageDataset, which: torch.Tensor) -> ImageDataset:
-    coarse = dataset.coarse_labels
-    return replace(
-        dataset,
-        images=dataset.images[which],
-        labels=dataset.labels[which],
-        coarse_labels=None if coarse is None else coarse[which],
     )

@@ -62,6 +62,14 @@ class PruneOptions:
         if len(given) > 1:
             flags = ", ".join(map(_name, given))
             raise ValueError(f"{flags}: give one of them")
+        if self.criterion != "shp":
+            heads_only = [*given, *(["finetune_epochs"] if self.finetune_epochs else [])]
+            if heads_only:
+                flags = ", ".join(map(_name, heads_only))
+                raise ValueError(
+                    f"{flags}: only for heads (--criterion shp); {self.criterion} removes what "
+                    "--threshold leaves without a label, and training would bring it back"
+                )
         for name in ("keep_per_label", "steps", "probe_epochs", "timing_batch", "batch_size"):
             self._need(name, getattr(self, name) >= 1, "at least 1")
         for name in ("number", "random_seeds", "finetune_epochs", "timing_rounds"):

@@ -125,3 +125,34 @@ def test_other_files_in_the_folder_are_kept(run, capsys):
     assert main(["prune", str(run)]) == 2
     assert "precious.txt" in capsys.readouterr().err
     assert torch.is_tensor(load_run(run).model.fc.weight)
+
+
+@pytest.mark.parametrize("criterion", ["andc", "afcc"])
+def test_connections_against_controls(run, criterion, capsys):
+    small = run.with_name("small")
+    options = ["--criterion", criterion, "--random-seeds", "1", "--threshold", "0.8", *QUICK]
+    assert main(["prune", str(run), "--pruned-run", str(small), *options]) == 0
+    assert "connections removed" in capsys.readouterr().out
+    summary = json.loads((run / "prune/summary.json").read_text())
+    rows = summary["rows"]
+    assert len(rows) == 8 * 3
+    for of_one in (rows[n : n + 3] for n in range(0, 24, 3)):
+        assert [row["method"] for row in of_one] == [criterion, "magnitude", "random"]
+        assert len({row["removed"] for row in of_one}) == 1
+        assert len({tuple(row["kept_per_block"]) for row in of_one}) == 1
+        assert of_one[0]["removed"] == of_one[0]["total"] - sum(of_one[0]["kept_per_block"])
+        assert all(row["macs_after"] <= row["macs_before"] for row in of_one)
+    chosen = next(r for r in rows if r["threshold"] == 0.8)
+    assert summary["target"] == chosen["removed"] > 0
+    test = stripes("test")
+    from lsmha_fast.data import Batches
+    from lsmha_fast.train.loop import evaluate
+
+    model = load_run(small).model
+    assert evaluate(model, Batches(test, 16), test).accuracy == chosen["accuracy_after"]
+
+
+def test_what_is_for_heads_alone_is_refused(run, capsys):
+    command = ["prune", str(run), "--criterion", "afcc", "--finetune-epochs", "1"]
+    assert main(command) == 2
+    assert "--finetune-epochs: only for heads" in capsys.readouterr().err

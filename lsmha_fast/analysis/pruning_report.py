@@ -5,22 +5,23 @@
 | key | value |
 |---|---|
 | kind, title, files | "lsmha_fast.prune/1", what was pruned, the files of the folder |
-| criterion | "shp" (heads), "andc" (nodes) or "afcc" (connections) |
+| criterion | "shp" (heads), "andc" or "afcc" (connections) |
 | split, choice_split | where accuracies are measured; the images the choice was made on |
 | rows | a list of objects, one per pruned model, below |
-| target | heads removed in the model that was saved; null where none was |
+| target | `removed` of the model that was saved |
 | choices | options behind the numbers, ours |
 | command, versions | what was typed; versions by package |
 
 A row is one pruned model: `method` ("shp", "andc", "afcc", or a control: "magnitude", "random"),
-`seed` (of random, else null), `removed` (heads, nodes or connections), `total` (of those there
+`seed` (of random, else null), `removed` (heads or connections), `total` (of those there
 were), `kept_per_block` (list), `accuracy_before`, `accuracy_after`, `accuracy_finetuned` (0..1;
 null where not fine-tuned), `ms_before`, `ms_after` (per batch; null where not timed),
 `macs_before`, `macs_after` (of one image; connections that are zero are not counted),
 `uncovered` (labels that lost their heads, added over blocks; null for connections), and
 `threshold` of clusters. Infinite or missing numbers are null.
 
-`prune.npz` holds `kept.<row>`: Boolean, all units of block 1, then of block 2, and so on.
+`prune.npz` holds `kept.<row>`: Boolean, all heads of block 1, then of block 2, and so on; for
+connections the masks of `fc` (andc), and of every block's matrices, each flattened row by row.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KIND = "lsmha_fast.prune/1"
-_UNITS = {"shp": "heads", "andc": "nodes", "afcc": "connections"}
+_UNITS = {"shp": "heads", "andc": "connections", "afcc": "connections"}
 # told apart by every eye (Okabe and Ito's palette), and by marker and line
 _CONTROLS = {"magnitude": ("#d55e00", "s--"), "random": ("#009e73", "^:")}
 
@@ -72,7 +73,7 @@ class Pruning(NamedTuple):
     choice_split: str
     rows: tuple[PruningRow, ...]
     kept: tuple[np.ndarray, ...]  # per row, Boolean
-    target: int | None
+    target: int
     choices: dict[str, object]
     command: str
     versions: dict[str, str]
@@ -91,7 +92,8 @@ def pruning_lines(pruning: Pruning) -> Iterator[str]:
         total, first = rows[0].total, rows[0]
         share = f"{removed / total:.0%}" if total else "none"
         saved = 1 - first.macs_after / first.macs_before
-        yield f"  {removed} of {total} {p.units} removed ({share}), {saved:.1%} fewer MACs"
+        cut = "" if p.criterion == "shp" else f" at threshold {first.threshold:g}"
+        yield f"  {removed} of {total} {p.units} removed ({share}){cut}, {saved:.1%} fewer MACs"
         for method in dict.fromkeys(row.method for row in rows):
             yield f"    {_method_text(method, [row for row in rows if row.method == method])}"
     yield "choices (ours, docs/pruning.md): " + ", ".join(f"{k} {v}" for k, v in p.choices.items())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from ..nn import EncoderBlock, prune_heads, prune_hidden
 from .cct import CCT
 
@@ -38,3 +41,26 @@ def prune_model(model: CCT, *, heads: Kept | None = None, hidden: Kept | None = 
         if nodes is not None:
             block.linear1, block.linear2 = prune_hidden(block, nodes)
     return pruned
+
+
+def drop_silent(model: CCT) -> CCT:
+    """A copy of a CCT without the heads and hidden nodes whose outgoing weights are all zero.
+
+    What they computed went nowhere, so the logits are the same. A block keeps at least one head
+    and one hidden node, the first, where all are silent.
+
+    Args:
+        model: left as it is.
+    """
+    heads, hidden = [], []
+    for block in model.blocks:
+        if isinstance(block, EncoderBlock):
+            attn = block.self_attn
+            weight = attn.out_proj.weight.unflatten(1, (attn.num_heads, attn.head_dim))
+            heads.append(_speaking(weight.ne(0).any(2).any(0)))
+            hidden.append(_speaking(block.linear2.weight.ne(0).any(0)))
+    return prune_model(model, heads=heads, hidden=hidden)
+
+
+def _speaking(speaks: Tensor) -> list[int]:
+    return torch.where(speaks)[0].tolist() or [0]
