@@ -78,7 +78,7 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
         lr=options.probe_lr,
         layer_norm=options.layer_norm,
         device=device,
-        progress=_progress_bar(options.probe_epochs),
+        progress=progress_bar(options.probe_epochs),
     )
     shp = analysis.single_head_performance(
         run.model,
@@ -110,7 +110,7 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
     yield from (f"  {path}" for path in files)
 
 
-def _progress_bar(epochs: int):
+def progress_bar(epochs: int):
     """A callback for `train_probes` that moves a bar, silent off a terminal."""
     from tqdm import tqdm
 

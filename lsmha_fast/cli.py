@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -74,6 +75,7 @@ def make_parser() -> Parser:
     add_train(commands)
     add_shp(commands)
     add_committee(commands)
+    add_prune(commands)
     add_data(commands)
     info = commands.add_parser("info", help="versions and backends, and why one is missing")
     info.set_defaults(run=lambda args: run_info())
@@ -254,6 +256,34 @@ def run_committee(args: argparse.Namespace) -> None:
     )
     out = args.out or args.run_dirs[0].resolve().parent / "committee"
     for line in committee_of_runs(args.run_dirs, out, options):
+        print(line)
+
+
+def add_prune(commands) -> None:
+    """`lsmha prune RUN`."""
+    from ._prune_options import add_flags
+
+    about = "remove heads, nodes or connections of a run, against random and magnitude controls"
+    prune = commands.add_parser("prune", help=about)
+    prune.add_argument("run_dir", type=Path, metavar="RUN", help="folder that `lsmha train` wrote")
+    prune.add_argument("--out", type=Path, help="folder to write (default: RUN/prune)")
+    where = "run folder of the pruned model (default: RUN-pruned)"
+    prune.add_argument("--pruned-run", type=Path, metavar="DIR", help=where)
+    add_flags(prune)
+    prune.set_defaults(run=run_prune)
+
+
+def run_prune(args: argparse.Namespace) -> None:
+    """Prune, print and write what was found."""
+    from ._prune_options import from_flags
+
+    options = from_flags(args)
+    from ._prune_command import prune_run
+
+    run_dir = args.run_dir.resolve() if args.run_dir.name in ("", "..") else args.run_dir
+    pruned = args.pruned_run or run_dir.with_name(run_dir.name + "-pruned")
+    command = shlex.join(["lsmha", *sys.argv[1:]])
+    for line in prune_run(run_dir, args.out or run_dir / "prune", pruned, options, command):
         print(line)
 
 

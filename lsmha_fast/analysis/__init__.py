@@ -8,6 +8,7 @@ from .committee import Committee as Committee
 from .committee import soft_committee as soft_committee
 from .committee_report import committee_lines as committee_lines
 from .committee_report import write_committee as write_committee
+from .cost import count_macs as count_macs
 from .details import BlockDetails as BlockDetails
 from .details import measure_details as measure_details
 from .null import NullModel as NullModel
@@ -16,6 +17,15 @@ from .plots import plot_shp as plot_shp
 from .probes import BlockProbe as BlockProbe
 from .probes import Probes as Probes
 from .probes import evaluate_probes as evaluate_probes
+from .pruning import HeadRanking as HeadRanking
+from .pruning import head_magnitudes as head_magnitudes
+from .pruning import largest_heads as largest_heads
+from .pruning import random_heads as random_heads
+from .pruning import rank_heads as rank_heads
+from .pruning_report import Pruning as Pruning
+from .pruning_report import PruningRow as PruningRow
+from .pruning_report import pruning_lines as pruning_lines
+from .pruning_report import write_pruning as write_pruning
 from .report import check_folder as check_folder
 from .report import write_report as write_report
 from .sharding import measure_shards as measure_shards
@@ -33,3 +43,4 @@ from .symmetry import head_stability as head_stability
 from .symmetry import stability_over_seeds as stability_over_seeds
 from .symmetry import symmetry_breaking as symmetry_breaking
 from .training import train_probes as train_probes
+from .units import UnitView as UnitView

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .units import UnitView
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -64,12 +66,11 @@ def head_batches(model: nn.Module, batches: Batches, device: torch.device) -> It
     """Run the frozen model over `batches`, without gradients.
 
     Raises:
-        ValueError: no `forward_with_heads`, no batch at all, labels that do not
-            fit the images or the model's outputs.
+        ValueError: neither `forward_with_heads` nor attention of this package, no batch at all,
+            labels that do not fit the images or the model's outputs.
     """
-    forward = getattr(model, "forward_with_heads", None)
-    if forward is None:
-        raise ValueError(f"{type(model).__name__} has no forward_with_heads; see docs/shp.md")
+    own = getattr(model, "forward_with_heads", None)
+    forward = UnitView(model, "heads").forward_with_heads if own is None else own
     empty = True
     for images, labels in batches:
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,12 @@ class CCT(nn.Module):
         dim: channels C of a token.
         depth: blocks, of both kinds together.
         num_heads: heads H of every transformer block, or one number per transformer block.
-        head_dim: channels D of a head; `dim // num_heads` by default.
+        head_dim: channels D of a head, one number or one per transformer block; by default
+            `dim // num_heads`.
         conv_blocks: how many of the first blocks are `ConvBlock`s.
         conv_residual: give those a residual connection.
         mlp_ratio: hidden channels of the MLP over `dim`.
+        mlp_hidden: hidden channels themselves, one number or one per transformer block, instead.
         kernel_size, num_conv_layers: of the stem.
         in_channels: channels of the images.
         positional_embedding: "learnable", "sine" (fixed) or "none".
@@ -51,10 +53,11 @@ class CCT(nn.Module):
         dim: int = 256,
         depth: int = 7,
         num_heads: int | Sequence[int] = 4,
-        head_dim: int | None = None,
+        head_dim: int | Sequence[int] | None = None,
         conv_blocks: int = 0,
         conv_residual: bool = False,
         mlp_ratio: float = 2.0,
+        mlp_hidden: int | Sequence[int] | None = None,
         kernel_size: int = 3,
         num_conv_layers: int = 1,
         in_channels: int = 3,
@@ -67,7 +70,16 @@ class CCT(nn.Module):
     ):
         super().__init__()
         self.positional_emb: Tensor | None
-        heads = _heads_per_block(num_heads, depth, conv_blocks)
+        if depth < 1 or not 0 <= conv_blocks <= depth:
+            raise ValueError(f"conv_blocks must be in 0..{depth} (the depth), got {conv_blocks}")
+        heads, head_dims, hidden = (
+            per_block(name, value, depth - conv_blocks)
+            for name, value in (
+                ("num_heads", num_heads),
+                ("head_dim", head_dim),
+                ("mlp_hidden", mlp_hidden),
+            )
+        )
         self.num_classes = num_classes
         self.img_size = img_size
         self.stem = ConvStem(
@@ -94,15 +106,16 @@ class CCT(nn.Module):
             EncoderBlock(
                 dim,
                 h,
-                head_dim=head_dim,
+                head_dim=d,
                 mlp_ratio=mlp_ratio,
+                mlp_hidden=f,
                 attn_drop=attn_drop,
                 dropout=dropout,
                 drop_path=rate,
                 pre_norm=pre_norm,
                 backend=backend,
             )
-            for h, rate in zip(heads, rates[conv_blocks:], strict=True)
+            for h, d, f, rate in zip(heads, head_dims, hidden, rates[conv_blocks:], strict=True)
         ]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim)
@@ -173,17 +186,19 @@ def sinusoidal_embedding(num_tokens: int, dim: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()[None]
 
 
-def _heads_per_block(num_heads: int | Sequence[int], depth: int, conv_blocks: int) -> list[int]:
-    if depth < 1 or not 0 <= conv_blocks <= depth:
-        raise ValueError(f"conv_blocks must be in 0..{depth} (the depth), got {conv_blocks}")
-    wanted = depth - conv_blocks
-    heads = [num_heads] * wanted if isinstance(num_heads, int) else list(num_heads)
-    if len(heads) != wanted:
+def per_block(name: str, value: Any, count: int) -> list[Any]:
+    """One value for each of `count` transformer blocks, from one value or a sequence of them.
+
+    Raises:
+        ValueError: a sequence of another length.
+    """
+    values = list(value) if isinstance(value, Sequence) else [value] * count
+    if len(values) != count:
         raise ValueError(
-            f"num_heads must be one number, or {wanted} numbers, one per transformer block; "
-            f"got {len(heads)} numbers: {heads}"
+            f"{name} must be one number, or {count} numbers, one per transformer block; "
+            f"got {len(values)} numbers: {values}"
         )
-    return heads
+    return values
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -64,7 +64,7 @@ def create_model(
     name: str,
     num_classes: int | None = None,
     num_heads: int | Sequence[int] | None = None,
-    head_dim: int | None = None,
+    head_dim: int | Sequence[int] | None = None,
     conv_blocks: int = 0,
     **options: Any,
 ) -> CCT:
@@ -74,7 +74,8 @@ def create_model(
         name: for example "cct_7_3x1_32"; see `parse_name`.
         num_classes: labels K; 100 by default, or what the name's suffix says.
         num_heads: one number, or one per transformer block; the published number by default.
-        head_dim: channels of a head; by default the width over `num_heads`.
+        head_dim: channels of a head, one number or one per transformer block; by default the
+            width over `num_heads`.
         conv_blocks: how many of the first blocks are convolutions.
         **options: other arguments of `CCT`, which win over what the name says.
 

@@ -48,6 +48,7 @@ class EncoderBlock(nn.Module):
         num_heads: heads H.
         head_dim: channels of a head; `dim // num_heads` by default.
         mlp_ratio: hidden channels of the MLP over `dim`.
+        mlp_hidden: hidden channels themselves; by default from `mlp_ratio`.
         attn_drop: dropout of the attention weights.
         dropout: dropout after the output projection and inside the MLP.
         drop_path: stochastic depth of both branches.
@@ -62,6 +63,7 @@ class EncoderBlock(nn.Module):
         *,
         head_dim: int | None = None,
         mlp_ratio: float = 2.0,
+        mlp_hidden: int | None = None,
         attn_drop: float = 0.0,
         dropout: float = 0.0,
         drop_path: float = 0.0,
@@ -69,7 +71,9 @@ class EncoderBlock(nn.Module):
         backend: str | None = None,
     ):
         super().__init__()
-        hidden = int(dim * mlp_ratio)
+        hidden = int(dim * mlp_ratio) if mlp_hidden is None else mlp_hidden
+        if hidden < 1:
+            raise ValueError(f"the MLP needs at least 1 hidden channel, got {hidden}")
         self.pre_norm = nn.LayerNorm(dim)
         self.self_attn = LSMultiHeadAttention(
             dim,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .loop import RunResult as RunResult
     from .loop import train as train
+    from .loop import write_run as write_run
     from .run import Run as Run
     from .run import load_run as load_run
 
@@ -17,6 +18,7 @@ _HOMES = {
     "TrainConfig": "config",
     "RunResult": "loop",
     "train": "loop",
+    "write_run": "loop",
     "Run": "run",
     "load_run": "run",
 }

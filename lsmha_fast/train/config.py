@@ -16,7 +16,7 @@ def _flag(default: Any, help: str, **extra: Any) -> Any:
     return field(default=default, metadata={"help": help, **extra})
 
 
-def parse_heads(text: str) -> int | tuple[int, ...]:
+def parse_per_block(text: str) -> int | tuple[int, ...]:
     """ "16" -> 16, "16,32" -> (16, 32)."""
     numbers = tuple(int(part) for part in text.split(","))
     return numbers[0] if len(numbers) == 1 else numbers
@@ -32,9 +32,20 @@ class TrainConfig:
     tier: str = _flag("easy", "difficulty of glyphs100", choices=TIERS)
     model: str = _flag("cct_2_3x2_32", "model name, for example cct_7_3x1_32")
     num_heads: int | tuple[int, ...] | None = _flag(
-        None, "heads, one number or one per transformer block: 16 or 16,32", parse=parse_heads
+        None, "heads, one number or one per transformer block: 16 or 16,32", parse=parse_per_block
     )
-    head_dim: int | None = _flag(None, "channels of a head; the width over the heads by default")
+    head_dim: int | tuple[int, ...] | None = _flag(
+        None,
+        "channels of a head, one number or one per transformer block; "
+        "the width over the heads by default",
+        parse=parse_per_block,
+    )
+    mlp_hidden: int | tuple[int, ...] | None = _flag(
+        None,
+        "hidden channels of the MLP, one number or one per transformer block; "
+        "by default what the model's name says",
+        parse=parse_per_block,
+    )
     conv_blocks: int = _flag(0, "how many of the first blocks are convolutions")
     conv_residual: bool = _flag(False, "residual connection around those convolutions")
     pre_norm: bool = _flag(False, "standard pre-norm blocks instead of the published form")
@@ -93,8 +104,7 @@ class TrainConfig:
         """
         try:
             values = json.loads(path.read_text())
-            if isinstance(values.get("num_heads"), list):
-                values["num_heads"] = tuple(values["num_heads"])
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
             return cls(**values)
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not the config of a run: {error}") from error

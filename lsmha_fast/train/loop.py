@@ -88,6 +88,31 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunResu
     return RunResult(folder, trainer.best, trainer.best_epoch, trainer.last, seconds)
 
 
+def write_run(config: TrainConfig, folder: Path, model: nn.Module, *, epoch: int) -> RunResult:
+    """Make a run of weights that were not trained in it, which `train` with `resume` goes on with.
+
+    Args:
+        config: of the run; its sizes are those of `model`.
+        folder: new or empty.
+        model: on any device; moved to the config's.
+        epoch: whole epochs that count as done; 0 for a run that is still to be trained.
+
+    Raises:
+        ValueError: bad data or folder.
+    """
+    device = pick_device(config.device)
+    train_set, test_set = load_split(config, "train"), load_split(config, "test")
+    trainer = Trainer(config, model.to(device), train_set, test_set, device)
+    accuracy = evaluate(model, trainer.test_batches, train_set, trainer.amp_dtype).accuracy
+    trainer.epoch = trainer.best_epoch = epoch
+    trainer.best = trainer.last = accuracy
+    create_run(folder, config)
+    for name in WEIGHTS.values():
+        save_weights(folder / name, model.state_dict())
+    save_state(folder / STATE, trainer.state())
+    return RunResult(folder, accuracy, epoch, accuracy, 0.0)
+
+
 class Trainer:
     """Model, optimiser and data of a run; `epoch` counts whole epochs done."""
 

@@ -38,6 +38,7 @@ def build_model(config: TrainConfig, num_classes: int) -> CCT:
         config.head_dim,
         config.conv_blocks,
         conv_residual=config.conv_residual,
+        mlp_hidden=config.mlp_hidden,
         pre_norm=config.pre_norm,
         attn_drop=config.attn_drop,
         drop_path=config.drop_path,
