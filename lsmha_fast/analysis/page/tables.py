@@ -192,10 +192,12 @@ KINDS = {
 def prune_table(record: Mapping[str, Any]) -> Table:
     """The rows of `lsmha prune`."""
     names = {
-        "method": "method", "seed": "seed", "removed": "removed", "kept_per_block": "kept",
+        "method": "method", "seed": "seed", "removed": "removed", "total": "of",
+        "kept_per_block": "kept",
         "accuracy_before": "accuracy before", "accuracy_after": "after",
         "accuracy_finetuned": "fine-tuned", "ms_before": "ms before", "ms_after": "ms after",
         "macs_before": "MACs before", "macs_after": "MACs after",
+        "uncovered": "labels that lost their heads",
     }  # fmt: skip
     return record_table("Every pruned model", record["rows"], names)
 
