@@ -49,7 +49,6 @@ def read_run(folder: Path) -> dict:
             {
                 **{name: rounded(block[name]) for name in NUMBERS},
                 "interval": [rounded(v) for v in block["bootstrap"]["snr"]],
-                "interval_unclipped": [rounded(v) for v in block["bootstrap"]["snr_unclipped"]],
                 "null": {k: {n: rounded(v.get(n)) for n in NUMBERS[1:]} for k, v in nulls.items()},
                 "overlap": rounded(symmetry["mean_overlap"]),
                 "chance_overlap": rounded(symmetry["chance_overlap"]),
@@ -106,7 +105,9 @@ def tables(data: dict) -> dict[str, str]:
     """Markdown tables by name."""
     return {
         "runs": runs_table(data),
-        "blocks": blocks_table(data),
+        "ratios": blocks_table(data, accuracy="probe accuracy", snr="SNR", snr_unclipped="SNR*"),
+        "clusters": blocks_table(data, clusters="N_c", cluster_size="C_s"),
+        "noise": blocks_table(data, internal_noise="n_i", external_noise="n_e"),
         "growth": growth_table(data),
         "threshold": threshold_table(data),
         "sharing": sharing_table(data),
@@ -132,35 +133,38 @@ def runs_table(data: dict) -> str:
     return markdown(["heads", "seed", "epochs", "test accuracy", "minutes"], rows)
 
 
-def blocks_table(data: dict) -> str:
-    titles = ["heads", "block", "probe accuracy", "N_c", "C_s", "n_i", "n_e", "SNR",
-              "SNR, labels permuted", "SNR, random probes", "SNR*", "SNR*, labels permuted",
-              "SNR*, random probes"]  # fmt: skip
-    rows = []
+def blocks_table(data: dict, **names: str) -> str:
+    """Numbers by block, over the seeds; behind each the means of both null models."""
+    titles, rows = ["heads", "block"], []
+    for title in names.values():
+        titles += [title] if title == "probe accuracy" else [title, "permuted", "random"]
     for heads, runs in by_heads(data).items():
         for m in range(len(runs[0]["blocks"])):
             blocks = [run["blocks"][m] for run in runs]
-            row = [heads, m + 1, over([100 * b["accuracy"] for b in blocks], " %")]
-            row += [over([b[name] for b in blocks]) for name in NUMBERS[1:5]]
-            for name in ("snr", "snr_unclipped"):
+            row = [heads, m + 1]
+            for name, title in names.items():
+                if title == "probe accuracy":
+                    row.append(over([100 * b[name] for b in blocks], " %"))
+                    continue
                 row.append(over([b[name] for b in blocks]))
-                row += [over([b["null"][kind][name] for b in blocks]) for kind in KINDS]
+                row += [mean([b["null"][kind][name] for b in blocks]) for kind in KINDS]
             rows.append(row)
     return markdown(titles, rows)
 
 
 def growth_table(data: dict) -> str:
     titles = ["heads", "seed", "SNR by block", "first block's 95 %", "last block's 95 %",
-              "SNR* by block", "first block's 95 %", "last block's 95 %"]  # fmt: skip
+              "SNR* by block"]  # fmt: skip
     rows = []
     for heads, runs in by_heads(data).items():
         for run in runs:
-            row = [heads, run["seed"]]
-            for name, interval in (("snr", "interval"), ("snr_unclipped", "interval_unclipped")):
-                row.append(", ".join(digits(b[name]) for b in run["blocks"]))
-                ends = (run["blocks"][0][interval], run["blocks"][-1][interval])
-                row += [f"{digits(low)} to {digits(high)}" for low, high in ends]
-            rows.append(row)
+            blocks = run["blocks"]
+            ends = (blocks[0]["interval"], blocks[-1]["interval"])
+            by_block = [
+                ", ".join(digits(b[name]) for b in blocks) for name in ("snr", "snr_unclipped")
+            ]
+            between = [f"{digits(low)} to {digits(high)}" for low, high in ends]
+            rows.append([heads, run["seed"], by_block[0], *between, by_block[1]])
     return markdown(titles, rows)
 
 
@@ -230,10 +234,13 @@ def over(values: list[float | None], unit: str = "") -> str:
     """Mean over runs, and lowest to highest where there are several."""
     if None in values:
         return "-"
-    mean = digits(sum(values) / len(values))
     if len(values) == 1:
-        return mean + unit
-    return f"{mean}{unit} ({digits(min(values))} to {digits(max(values))})"
+        return mean(values) + unit
+    return f"{mean(values)}{unit} ({digits(min(values))} to {digits(max(values))})"
+
+
+def mean(values: list[float | None]) -> str:
+    return "-" if None in values else digits(sum(values) / len(values))
 
 
 def percent(value: float) -> str:

@@ -33,4 +33,3 @@ from .symmetry import head_stability as head_stability
 from .symmetry import stability_over_seeds as stability_over_seeds
 from .symmetry import symmetry_breaking as symmetry_breaking
 from .training import train_probes as train_probes
-from .with_heads import WithHeads as WithHeads

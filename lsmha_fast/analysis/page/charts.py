@@ -129,7 +129,13 @@ def _value_axis(ticks: Sequence[float], place: Place, x_low: float, percent: boo
         '<text x="{3}" y="{2:.1f}" dy=".35em" text-anchor="end">{4}</text>'
     )
     return Markup("").join(
-        row.format(LEFT, WIDTH - RIGHT, place(x_low, t)[1], LEFT - 6, number_text(t, percent))
+        row.format(
+            LEFT,
+            WIDTH - RIGHT,
+            place(x_low, t)[1],
+            LEFT - 6,
+            f"{100 * t:g} %" if percent else f"{t:g}",
+        )
         for t in ticks
     )
 

@@ -13,6 +13,7 @@ from .source import Measured
 from .tables import KINDS
 
 NO_VALUE = "A gap is a ratio without noise."
+FEWER_HEADS = "Its band lies low: a resample has fewer different heads to average over."
 
 
 def training_charts(rows: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -37,12 +38,12 @@ def block_charts(measured: Measured) -> list[Markup]:
     names = [str(block["name"]) for block in blocks]
     x = list(range(1, len(blocks) + 1))
 
-    def chart(title: str, series: list[Series], **options: Any) -> Markup:
+    def chart(title: str, series: list[Series], note: str = "", **options: Any) -> Markup:
         gaps = any(value is None for s in series for value in s.values)
-        note = NO_VALUE if gaps else ""
+        note = " ".join(filter(None, [NO_VALUE if gaps else "", note]))
         return line_chart(title, x, series, x_title="block", x_names=names, note=note, **options)
 
-    def beside(title: str, key: str) -> Markup:
+    def beside(title: str, key: str, note: str = "") -> Markup:
         pairs = [(block.get("bootstrap") or {}).get(key) for block in blocks]
         intervals = [pair or (None, None) for pair in pairs] if any(pairs) else None
         series = [Series("measured", [block.get(key) for block in blocks], intervals)]
@@ -52,7 +53,7 @@ def block_charts(measured: Measured) -> list[Markup]:
                 means = [null_means(d)[key] if d else None for d in draws]
                 spread = [_spread([one[key] for one in d or ()]) for d in draws]
                 series.append(Series(text, means, spread))
-        return chart(title, series)
+        return chart(title, series, note)
 
     accuracy = [Series("probe", [block.get("accuracy") for block in blocks])]
     whole = measured.summary.get("model_accuracy")
@@ -61,7 +62,7 @@ def block_charts(measured: Measured) -> list[Markup]:
     return [
         chart("Accuracy of the probes", accuracy, percent=True, from_zero=False),
         beside("Signal-to-noise ratio", "snr"),
-        beside("SNR*, without a threshold", "snr_unclipped"),
+        beside("SNR*, without a threshold", "snr_unclipped", FEWER_HEADS),
         beside("External noise per head (elements)", "external_noise"),
         beside("Internal noise per head (elements)", "internal_noise"),
         beside("Clusters per head", "clusters"),
