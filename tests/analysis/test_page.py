@@ -117,11 +117,13 @@ PRUNE = {
     ],
 }  # fmt: skip
 LATENCY = {
-    "device": "a processor", "dtype": "float32", "command": "lsmha latency RUN", "versions": {},
+    "device": "a processor", "dtype": "fp32",
+    "skipped": [{"variant": "compiled", "dtype": "bf16", "batch": 1, "reason": EVIL}],
+    "command": "lsmha latency RUN", "versions": {},
     "rows": [
-        {"variant": v, "batch": b, "p50_ms": 2.0 * b, "p95_ms": 3.0 * b, "p99_ms": 4.0 * b,
-         "images_per_s": 500.0}
-        for v in ("eager", "folded") for b in (1, 8)
+        {"variant": v, "dtype": t, "batch": b, "p50_ms": 2.0 * b, "p95_ms": 3.0 * b,
+         "p99_ms": 4.0 * b, "images_per_s": 500.0}
+        for v, t in (("eager", "fp32"), ("folded", "bf16")) for b in (1, 8)
     ],
 }  # fmt: skip
 
@@ -211,7 +213,8 @@ def test_results_of_other_commands_are_shown(whole):
     columns, rows = found["Every pruned model"]
     assert "fine-tuned" not in columns  # nobody was
     assert dict(zip(columns, rows[1], strict=True))["after"] == "73.00 %"
-    assert found["Every measurement"][1][1][:4] == ["eager", "8", "16.00".rstrip("0") + "0", "24.0"]
+    assert found["Every measurement"][1][1][:5] == ["eager", "fp32", "8", "16.0", "24.0"]
+    assert found["Not measured"][1] == [["compiled", "bf16", "1", EVIL]]
     texts = [e["text"] for e in Page(html).all("pre")]
     assert {"lsmha prune RUN", "lsmha latency RUN"} <= set(texts)
     assert "Not measured for this page" not in html

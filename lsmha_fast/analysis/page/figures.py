@@ -141,8 +141,12 @@ def latency_charts(record: Mapping[str, Any]) -> list[Markup]:
     rows = record["rows"]
     batches = sorted({int(row["batch"]) for row in rows})
     series = []
-    for variant in dict.fromkeys(str(row["variant"]) for row in rows):
-        of_batch = {int(r["batch"]): r for r in rows if str(r["variant"]) == variant}
+    several = len({row.get("dtype") for row in rows}) > 1
+    variants: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        name = f"{row['variant']} {row.get('dtype')}" if several else str(row["variant"])
+        variants.setdefault(name, {})[int(row["batch"])] = row
+    for variant, of_batch in variants.items():
         values = [float(of_batch[b]["p50_ms"]) / b if b in of_batch else None for b in batches]
         series.append(Series(variant, values))
     names = [str(batch) for batch in batches]

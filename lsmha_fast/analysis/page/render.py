@@ -139,10 +139,12 @@ def _sections(measured: Measured) -> dict[str, dict[str, Any]]:
     if m.latency is not None:
         sections["latency"] = {
             "charts": figures.latency_charts(m.latency),
-            "tables": [tables.latency_table(m.latency)],
+            "tables": tables.latency_tables(m.latency),
         }
     for section in sections.values():
-        section["tables"] = [table for table in section["tables"] if table is not None]
+        section["tables"] = [
+            table for table in section["tables"] if table is not None and table.rows
+        ]
     return sections
 
 
@@ -156,10 +158,10 @@ def _choices(measured: Measured) -> list[tuple[str, str]]:
         "interval ": {k: bootstrap[k] for k in ("level", "samples", "seed") if k in bootstrap},
         "committee ": _only(measured.committee, "level", "samples", "seed"),
         "pruning ": {
-            **_only(measured.prune, "criterion", "split"),
+            **_only(measured.prune, "criterion", "split", "choice_split"),
             **((measured.prune or {}).get("choices") or {}),
         },
-        "latency ": _only(measured.latency, "device", "dtype"),
+        "latency ": _only(measured.latency, "device", "clock"),
     }
     return [
         (prefix + name, value)

@@ -202,13 +202,18 @@ def prune_table(record: Mapping[str, Any]) -> Table:
     return record_table("Every pruned model", record["rows"], names)
 
 
-def latency_table(record: Mapping[str, Any]) -> Table:
-    """The rows of `lsmha latency`."""
+def latency_tables(record: Mapping[str, Any]) -> list[Table]:
+    """The rows of `lsmha latency`, and what it could not measure."""
     names = {
-        "variant": "variant", "batch": "batch", "p50_ms": "median ms", "p95_ms": "95 % ms",
-        "p99_ms": "99 % ms", "images_per_s": "images/s",
+        "variant": "variant", "dtype": "dtype", "batch": "batch", "p50_ms": "median ms",
+        "p95_ms": "95 % ms", "p99_ms": "99 % ms", "images_per_s": "images/s", "calls": "calls",
+        "error": "error of the logits",
     }  # fmt: skip
-    return record_table("Every measurement", record["rows"], names)
+    skipped = {"variant": "variant", "dtype": "dtype", "batch": "batch", "reason": "reason"}
+    return [
+        record_table("Every measurement", record["rows"], names),
+        record_table("Not measured", record.get("skipped") or [], skipped),
+    ]
 
 
 def record_table(
