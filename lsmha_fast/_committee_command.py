@@ -10,6 +10,7 @@ from torch import nn
 
 from . import analysis
 from ._shp_command import NormalizedBatches
+from .info import versions
 from .train.config import TrainConfig
 from .train.run import load_run, load_split, pick_device, read_config
 
@@ -28,9 +29,15 @@ class CommitteeOptions:
 
 
 def committee_of_runs(
-    folders: Sequence[Path], out: Path, options: CommitteeOptions
+    folders: Sequence[Path],
+    out: Path,
+    options: CommitteeOptions,
+    *,
+    command: str | None = None,
 ) -> Iterator[str]:
     """Measure every committee of the runs on their test split; yields lines and writes `out`.
+
+    `command`, the command line that asked for it, is kept in the record.
 
     Raises:
         ValueError, OSError: fewer than two runs, one run twice, runs of different data, damaged
@@ -67,7 +74,8 @@ def committee_of_runs(
         seed=options.seed,
         device=device,
     )
-    files = analysis.write_committee(out, committee, title=test_set.name)
+    origin = {"command": command, "weights": options.weights, "versions": versions()}
+    files = analysis.write_committee(out, committee, title=test_set.name, origin=origin)
     yield from analysis.committee_lines(committee)
     yield "written:"
     yield from (f"  {path}" for path in files)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import analysis
 from .data import Batches, ImageDataset, normalize
+from .info import versions
 from .train.run import load_run, load_split, pick_device
 
 
@@ -46,7 +47,9 @@ class NormalizedBatches:
             yield normalize(images, self.mean, self.std), labels
 
 
-def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
+def shp_of_run(
+    run_dir: Path, out: Path, options: ShpOptions, *, command: str | None = None
+) -> Iterator[str]:
     """Measure every head of a run; yields lines for people to read and writes `out`.
 
     Probes are trained on the training split, everything else is measured on the test split.
@@ -55,6 +58,7 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
         run_dir: what `lsmha train` wrote.
         out: folder for arrays, summary and pictures.
         options: see `ShpOptions`.
+        command: the command line that asked for it, kept in the summary.
 
     Raises:
         ValueError, OSError: not a run, damaged files, or a folder that holds other things.
@@ -102,7 +106,10 @@ def shp_of_run(run_dir: Path, out: Path, options: ShpOptions) -> Iterator[str]:
     snrs = [analysis.signal_to_noise(m, c) for m, c in zip(shp.matrices, found, strict=True)]
     details = analysis.measure_details(shp, found, null=null)
     title = f"{test_set.name}, {config.model}"
-    files = analysis.write_report(out, probes, shp, found, snrs, details, title=title)
+    origin = {"command": command, "weights": options.weights, "versions": versions()}
+    files = analysis.write_report(
+        out, probes, shp, found, snrs, details, title=title, origin=origin
+    )
 
     yield f"single-head performance on {len(test_set)} test images of {test_set.name}"
     yield from analysis.summarize(probes, shp, found, snrs, details, max_heads=16)

@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run `lsmha`; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
     args = make_parser().parse_args(argv)
+    args.line = shlex.join(["lsmha", *(sys.argv[1:] if argv is None else argv)])
     warnings.showwarning = print_warning
     try:
         args.run(args)
@@ -76,6 +77,7 @@ def make_parser() -> Parser:
     add_shp(commands)
     add_committee(commands)
     add_prune(commands)
+    add_report(commands)
     add_data(commands)
     info = commands.add_parser("info", help="versions and backends, and why one is missing")
     info.set_defaults(run=lambda args: run_info())
@@ -218,7 +220,8 @@ def run_shp(args: argparse.Namespace) -> None:
         data_root=args.data_root,
         device=args.device,
     )
-    for line in shp_of_run(args.run_dir, args.out or args.run_dir / "shp", options):
+    out = args.out or args.run_dir / "shp"
+    for line in shp_of_run(args.run_dir, out, options, command=args.line):
         print(line)
 
 
@@ -255,7 +258,7 @@ def run_committee(args: argparse.Namespace) -> None:
         device=args.device,
     )
     out = args.out or args.run_dirs[0].resolve().parent / "committee"
-    for line in committee_of_runs(args.run_dirs, out, options):
+    for line in committee_of_runs(args.run_dirs, out, options, command=args.line):
         print(line)
 
 
@@ -285,6 +288,33 @@ def run_prune(args: argparse.Namespace) -> None:
     command = shlex.join(["lsmha", *sys.argv[1:]])
     for line in prune_run(run_dir, args.out or run_dir / "prune", pruned, options, command):
         print(line)
+
+
+def add_report(commands) -> None:
+    """`lsmha report RUN`."""
+    report = commands.add_parser("report", help="one HTML page of what was measured of a run")
+    report.add_argument("run_dir", type=Path, metavar="RUN", help="run folder with its shp folder")
+    report.add_argument("--shp", type=Path, help="folder of `lsmha shp` (default: RUN/shp)")
+    where = "folder of `lsmha committee` (default: `committee` beside RUN, where RUN is a member)"
+    report.add_argument("--committee", type=Path, help=where)
+    report.add_argument("--out", type=Path, help="HTML file to write (default: RUN/report.html)")
+    report.add_argument("--open", action="store_true", help="show it in the web browser")
+    report.set_defaults(run=run_report)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Write the page, and open it if asked to."""
+    from ._report_command import report_of_run
+
+    out = args.out or args.run_dir / "report.html"
+    path = report_of_run(
+        args.run_dir, out, shp=args.shp, committee=args.committee, command=args.line
+    )
+    print(f"written: {path} ({path.stat().st_size / 1e6:.2f} MB)")
+    if args.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
 
 
 def add_data(commands) -> None:

@@ -21,6 +21,12 @@ def info_lines() -> list[str]:
     return lines
 
 
+def versions() -> dict[str, str]:
+    """What a result depends on, name -> version."""
+    python = {"lsmha_fast": __version__, "Python": platform.python_version()}
+    return {**python, **{name: _version(name) for name in ("torch", "numpy", "triton")}}
+
+
 def _version(name: str) -> str:
     try:
         return metadata.version(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,13 +59,20 @@ def committee_record(committee: Committee) -> dict[str, object]:
     return record
 
 
-def write_committee(folder: str | Path, committee: Committee, *, title: str) -> list[Path]:
+def write_committee(
+    folder: str | Path,
+    committee: Committee,
+    *,
+    title: str,
+    origin: Mapping[str, object] | None = None,
+) -> list[Path]:
     """Write `summary.json`, `summary.txt` and `committee.png` into a folder, all or nothing.
 
     Args:
         folder: a new folder, or one that an earlier call made, which is replaced.
         committee: what `soft_committee` gave.
         title: the data set's name, "(generated)" where it is.
+        origin: what to keep beside the results, such as the command and versions.
 
     Raises:
         ValueError: the folder exists and holds other files.
@@ -77,6 +84,8 @@ def write_committee(folder: str | Path, committee: Committee, *, title: str) -> 
         plot_committee(committee, title=title).savefig(new / names[2], dpi=120)
         (new / names[1]).write_text("\n".join([title, *committee_lines(committee)]) + "\n")
         record = {"kind": _KIND, "title": title, "files": names, **committee_record(committee)}
+        if origin is not None:
+            record["origin"] = dict(origin)
         (new / names[0]).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     return [folder / name for name in names]
 

@@ -16,7 +16,8 @@ from .shp import SHP, HeadSums
 from .snr import signal_to_noise
 from .summary import block_numbers
 
-KINDS = ("labels", "probes")
+# kinds, and what they are called
+TITLES = {"labels": "permuted labels", "probes": "random probes"}
 Numbers = dict[str, float | int | None]
 
 
@@ -32,7 +33,7 @@ class NullModel(NamedTuple):
     ) -> dict[str, list[Numbers]]:
         """`block_numbers` of one block: for each kind one record per draw."""
         result: dict[str, list[Numbers]] = {}
-        for kind in KINDS:
+        for kind in TITLES:
             result[kind] = []
             for shp in getattr(self, kind):
                 matrices = shp.matrix(block)
@@ -109,17 +110,16 @@ def random_probes(probes: Probes, generator: torch.Generator) -> Probes:
 
 def null_lines(numbers: dict[str, list[Numbers]]) -> Iterator[str]:
     """One line per kind: mean over the draws of what `summarize` prints for the block."""
-    titles = {"labels": "permuted labels", "probes": "random probes"}
     for kind, draws in numbers.items():
-        n = _means(draws)
+        n = null_means(draws)
         yield (
-            f"  null, {titles[kind]}: SNR {n['snr']:.2f} (without threshold "
+            f"  null, {TITLES[kind]}: SNR {n['snr']:.2f} (without threshold "
             f"{n['snr_unclipped']:.2f}), {n['clusters']:.2f} clusters of {n['cluster_size']:.2f} "
             f"labels, noise {n['internal_noise']:.2f} internal, {n['external_noise']:.2f} external"
         )
 
 
-def _means(draws: list[Numbers]) -> dict[str, float]:
+def null_means(draws: Sequence[Numbers]) -> dict[str, float]:
     """Means over draws; a ratio without noise makes its mean infinite."""
     means = {}
     for name in draws[0]:

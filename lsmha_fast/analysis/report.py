@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._files import atomic_folder
@@ -28,6 +28,7 @@ def write_report(
     details: Sequence[BlockDetails] | None = None,
     *,
     title: str,
+    origin: Mapping[str, object] | None = None,
 ) -> list[Path]:
     """Write everything that was measured into a folder, all of it or nothing.
 
@@ -38,6 +39,7 @@ def write_report(
         details: what `measure_details` gave, one per block.
         title: what was measured, with the data set's name, "(generated)" where it is; on every
             picture.
+        origin: what to keep beside the results, such as the command and versions.
 
     Returns:
         The files: `summary.json`, `summary.txt`, `shp.npz` (`SHP.load`), `probes.safetensors`
@@ -61,6 +63,8 @@ def write_report(
         record = _record(probes, shp, clusters, snrs, details)
         names = ["summary.json", *(p.name for p in (text, *arrays, *pictures))]
         record = {"kind": _KIND, "title": title, "files": names, **record}
+        if origin is not None:
+            record["origin"] = dict(origin)
         (new / "summary.json").write_text(json.dumps(record, indent=1) + "\n")
     return [folder / name for name in names]
 
