@@ -92,5 +92,6 @@ def normalize(
         std: C numbers.
         dtype: of the result.
     """
+    # in the order of torchvision's ToTensor and Normalize, so that the bits agree
     mean_, std_ = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
-    return ((images.float() - 255 * mean_) / (255 * std_)).to(dtype)
+    return images.float().div_(255).sub_(mean_).div_(std_).to(dtype)
