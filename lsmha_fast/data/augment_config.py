@@ -1,4 +1,4 @@
-"""How training images are augmented and mixed: one frozen dataclass, the paper's recipe by default."""
+"""How training images are augmented and mixed; the defaults are the paper's recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline "device": timm's recipe on a data set that lies on the device, in batched kernels."""
+"""The pipeline "device": timm's recipe in batched kernels on a data set that lies on the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..ops import augment, erase_mix
+from ..ops import augment, mix_and_erase
 from ..ops.augment.op import LEVELS
 from .batches import normalize
 from .draws import Plan, draw_plan
@@ -32,7 +32,7 @@ class DeviceBatches(TrainingBatches):
             for step, (i, crops, layers, boxes) in zip(numbers, rows, strict=True):
                 mix = self.mix(epoch, step)
                 x = augment(self.images, i, crops, layers, self.fill())
-                x = erase_mix(
+                x = mix_and_erase(
                     x, boxes, table, noise, weight=mix.weight, cut=mix.cut, dtype=self.target.dtype
                 )
                 yield x, self.soft_targets(i, mix.weight)

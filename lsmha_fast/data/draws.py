@@ -43,7 +43,7 @@ CODES = np.array([code for _, code in OPERATIONS])
 
 
 class Plan(NamedTuple):
-    """Arguments of `ops.augment` and `ops.erase_mix` for some samples.
+    """Arguments of `ops.augment` and `ops.mix_and_erase` for some samples.
 
     Attributes:
         crops: (n, 6) int32.
@@ -56,9 +56,7 @@ class Plan(NamedTuple):
     boxes: Tensor
 
 
-def draw_plan(
-    config: AugmentConfig, seed: int, epoch: int, index: Tensor, H: int, W: int
-) -> Plan:
+def draw_plan(config: AugmentConfig, seed: int, epoch: int, index: Tensor, H: int, W: int) -> Plan:
     """Draw for the samples `index` (n,) of an epoch; equal samples get equal rows."""
     samples = index.numpy()
     crops = _draws("crop", seed, epoch, samples)
@@ -124,9 +122,9 @@ def _first_fit(h, w, fits, otherwise):
 
 def _largest(ratio: tuple[float, float], H: int, W: int) -> tuple[int, int]:
     """Sides of the largest box in the middle whose width/height is allowed."""
-    if W / H < ratio[0]:
+    if ratio[0] > W / H:
         return round(W / ratio[0]), W
-    if W / H > ratio[1]:
+    if ratio[1] < W / H:
         return H, round(H * ratio[1])
     return H, W
 
@@ -167,7 +165,6 @@ def layer_rows(
     """
     out = np.zeros((*chosen.shape, codes.LAYER))
     out[..., 0] = CODES[chosen]
-    signed = magnitude / 10 * sign
     number = np.zeros(chosen.shape)
     for i, name in enumerate(NAMES):
         here = chosen == i

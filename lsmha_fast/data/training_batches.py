@@ -55,8 +55,8 @@ class TrainingBatches(ABC):
             raise DatasetError(f"rank must lie in 0..world_size-1, got {rank} of {world_size}")
         if world_size > 1 and (batch_size % (2 * world_size) or not drop_last):
             raise DatasetError(
-                f"batch_size must be a multiple of 2 * world_size = {2 * world_size} with drop_last "
-                f"set, so that every rank gets as many pairs; got {batch_size}, {drop_last}"
+                f"batch_size must be a multiple of 2 * world_size = {2 * world_size}, with "
+                f"drop_last, for equal numbers of pairs; got {batch_size} and {drop_last}"
             )
         self._batches = Batches(
             dataset,

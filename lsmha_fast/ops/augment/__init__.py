@@ -1,2 +1,2 @@
 from .op import augment as augment
-from .op import erase_mix as erase_mix
+from .op import mix_and_erase as mix_and_erase

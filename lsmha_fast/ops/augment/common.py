@@ -1,4 +1,4 @@
-"""What every backend of augment shares: the codes of the operations and the tables of the resize."""
+"""What every backend of augment shares: codes of the operations, tables of the resize."""
 
 from __future__ import annotations
 

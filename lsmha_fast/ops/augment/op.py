@@ -26,7 +26,7 @@ torch.library.define(
     "(Tensor images, Tensor index, Tensor crops, Tensor layers, int[] fill, str backend) -> Tensor",
 )
 torch.library.define(
-    "lsmha_fast::erase_mix",
+    "lsmha_fast::mix_and_erase",
     "(Tensor images, Tensor boxes, Tensor table, Tensor noise, float weight, int[] cut,"
     " ScalarType dtype, str backend) -> Tensor",
 )
@@ -42,14 +42,14 @@ def _augment_fake(images, index, crops, layers, fill, backend):
     return images.new_empty(index.shape[0], *images.shape[1:])
 
 
-@impl("lsmha_fast::erase_mix")
-def _erase_mix_impl(images, boxes, table, noise, weight, cut, dtype, backend):
+@impl("lsmha_fast::mix_and_erase")
+def _mix_and_erase_impl(images, boxes, table, noise, weight, cut, dtype, backend):
     module = load_backend(__package__, backend)
-    return module.erase_mix(images, boxes, table, noise, weight, cut, dtype)
+    return module.mix_and_erase(images, boxes, table, noise, weight, cut, dtype)
 
 
-@torch.library.register_fake("lsmha_fast::erase_mix")
-def _erase_mix_fake(images, boxes, table, noise, weight, cut, dtype, backend):
+@torch.library.register_fake("lsmha_fast::mix_and_erase")
+def _mix_and_erase_fake(images, boxes, table, noise, weight, cut, dtype, backend):
     return images.new_empty(images.shape, dtype=dtype)
 
 
@@ -101,7 +101,7 @@ def augment(
     return torch.ops.lsmha_fast.augment.default(*arguments, backend)
 
 
-def erase_mix(
+def mix_and_erase(
     images: Tensor,
     boxes: Tensor,
     table: Tensor,
@@ -112,10 +112,11 @@ def erase_mix(
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> Tensor:
-    """Normalise bytes, erase a box of each image, and mix the batch with its own reverse.
+    """Mix the bytes of a batch with its own reverse, normalise, erase a box of each image.
 
-    out[b] = weight * x[b] + (1 - weight) * x[B - 1 - b] (Mixup), or x[b] with a box of
-    x[B - 1 - b] in it (CutMix), in fp32; all backends give the same bits.
+    The order and the arithmetic are those of timm's loader with its prefetcher: Mixup's bytes are
+    round(weight * x[b] + (1 - weight) * x[B - 1 - b]) in fp32; CutMix puts a box of x[B - 1 - b]
+    into x[b]. All backends give the same bits.
 
     Args:
         images: (B, C, H, W) uint8; C is 1 or 3.
@@ -135,24 +136,24 @@ def erase_mix(
         ValueError: shapes, dtypes or numbers that do not fit; unknown backend.
         RuntimeError: the named backend cannot run this call.
     """
-    _check_images("erase_mix", images)
+    _check_images("mix_and_erase", images)
     B, C, H, W = images.shape
-    _check("erase_mix", "boxes", boxes, (B, BOX), torch.int64)
-    _check("erase_mix", "table", table, (C, 256), torch.float32)
-    _check("erase_mix", "noise", noise, (LEVELS,), torch.float32)
+    _check("mix_and_erase", "boxes", boxes, (B, BOX), torch.int64)
+    _check("mix_and_erase", "table", table, (C, 256), torch.float32)
+    _check("mix_and_erase", "noise", noise, (LEVELS,), torch.float32)
     if cut and (len(cut) != 4 or not (0 <= cut[0] <= cut[1] <= H and 0 <= cut[2] <= cut[3] <= W)):
         raise ValueError(
-            f"erase_mix: cut must be (top, bottom, left, right) in {H}x{W}, got {list(cut)}"
+            f"mix_and_erase: cut must be (top, bottom, left, right) in {H}x{W}, got {list(cut)}"
         )
     if not 0 <= weight <= 1 or dtype not in DTYPES:
         raise ValueError(
-            f"erase_mix: weight must lie in [0, 1] and dtype be float32, bfloat16 or float16, "
+            f"mix_and_erase: weight must lie in [0, 1] and dtype be float32, bfloat16 or float16, "
             f"got {weight} and {dtype}"
         )
     order = ORDER.get(images.device.type, ())
-    backend = resolve_backend("erase_mix", backend, CHECKS, order, images)
+    backend = resolve_backend("mix_and_erase", backend, CHECKS, order, images)
     tensors = (t.contiguous() for t in (images, boxes, table, noise))
-    return torch.ops.lsmha_fast.erase_mix.default(*tensors, weight, list(cut), dtype, backend)
+    return torch.ops.lsmha_fast.mix_and_erase.default(*tensors, weight, list(cut), dtype, backend)
 
 
 def _check_images(op: str, images: Tensor) -> None:

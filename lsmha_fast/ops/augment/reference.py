@@ -212,7 +212,7 @@ OPERATIONS = {
 }
 
 
-def erase_mix(
+def mix_and_erase(
     images: Tensor,
     boxes: Tensor,
     table: Tensor,
@@ -221,19 +221,18 @@ def erase_mix(
     cut: list[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Normalise, erase, mix with the reverse of the batch: (B, C, H, W) in `dtype`."""
+    """Mix with the reverse of the batch, normalise, erase: (B, C, H, W) in `dtype`."""
     B, C, H, W = images.shape
-    channel = torch.arange(C, device=images.device).view(1, C, 1, 1)
-    x = table[channel, images.long()]
-    x = torch.where(_inside(boxes, H, W), noise[_levels(boxes[:, 4], C, H, W)], x)
     if cut:
         top, bottom, left, right = cut
-        mixed = x.clone()
-        mixed[..., top:bottom, left:right] = x.flip(0)[..., top:bottom, left:right]
-        x = mixed
+        mixed = images.clone()
+        mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+        images = mixed
     elif weight != 1.0:
-        x = x * weight + x.flip(0) * (1 - weight)
-    return x.to(dtype)
+        images = torch.round(images.float() * weight + images.flip(0).float() * (1 - weight))
+    channel = torch.arange(C, device=images.device).view(1, C, 1, 1)
+    x = table[channel, images.long()]
+    return torch.where(_inside(boxes, H, W), noise[_levels(boxes[:, 4], C, H, W)], x).to(dtype)
 
 
 def _inside(boxes: Tensor, H: int, W: int) -> Tensor:
