@@ -4,11 +4,11 @@ from unittest import mock
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment
 from torchvision.transforms import functional
 
-from lsmha_fast.data.draws import NAMES
+from lsmha_fast.ops.augment import common as codes
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
@@ -47,5 +47,28 @@ def crop(picture, row):
     return functional.hflip(picture) if flip else picture
 
 
-def index_of(name):
-    return NAMES.index(name)
+def layer(picture, row, fill):
+    """One row of `layers` by Pillow's own functions."""
+    code, number, *matrix = row
+    if code == codes.AFFINE:
+        return picture.transform(
+            picture.size,
+            Image.Transform.AFFINE,
+            matrix,
+            FILTERS[int(number)],
+            fillcolor=colour(fill),
+        )
+    function = {
+        codes.NONE: lambda p, _: p,
+        codes.AUTO_CONTRAST: lambda p, _: ImageOps.autocontrast(p),
+        codes.EQUALIZE: lambda p, _: ImageOps.equalize(p),
+        codes.INVERT: lambda p, _: ImageOps.invert(p),
+        codes.POSTERIZE: lambda p, bits: ImageOps.posterize(p, int(bits)),
+        codes.SOLARIZE: lambda p, threshold: ImageOps.solarize(p, int(threshold)),
+        codes.SOLARIZE_ADD: lambda p, add: auto_augment.solarize_add(p, int(add)),
+        codes.COLOR: lambda p, f: ImageEnhance.Color(p).enhance(f),
+        codes.CONTRAST: lambda p, f: ImageEnhance.Contrast(p).enhance(f),
+        codes.BRIGHTNESS: lambda p, f: ImageEnhance.Brightness(p).enhance(f),
+        codes.SHARPNESS: lambda p, f: ImageEnhance.Sharpness(p).enhance(f),
+    }[int(code)]
+    return function(picture, number)
