@@ -75,7 +75,8 @@ def create_model(
         num_classes: labels K; 100 by default, or what the name's suffix says.
         num_heads: one number, or one per transformer block; the published number by default.
         head_dim: channels of a head; by default the width over `num_heads`.
-        conv_blocks: how many of the first blocks are convolutions.
+        conv_blocks: how many of the first blocks are convolutions; their form is chosen by
+            `conv_form`, `conv_hidden` and `conv_residual`, see `CCT`.
         **options: other arguments of `CCT`, which win over what the name says.
 
     Raises:
