@@ -47,7 +47,7 @@ def test_a_run_learns_and_leaves_everything(tmp_path):
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         *(".lock", "config.json", "metrics.jsonl", "curves.png", "manifest.json"),
         *("best.safetensors", "last.safetensors"),
-        *("state-00000-000000.pt", "state-00008-000000.pt"),
+        *("state-00001-000000.pt", "state-00008-000000.pt"),
     }
     rows = [json.loads(r) for r in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in rows] == list(range(1, 9))
