@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
+from ._reproduce_command import add_reproduce
 from ._train_command import add_train
 from ._version import __version__
 from .train.config import TIERS
@@ -71,6 +72,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"lsmha_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_train(commands)
+    add_reproduce(commands)
     add_shp(commands)
     add_committee(commands)
     add_data(commands)
