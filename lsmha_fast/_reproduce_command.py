@@ -81,12 +81,12 @@ def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
     from .reproduce.runner import is_finished
 
     config = manifest.runs[0].config
-    where = {"device": config.device, "data_root": config.data_root}
+    device, root = config.device, config.data_root
     for run in first_seeds(manifest):
         folder = out / "runs" / run.name
         if is_finished(folder, run) and not (folder / "shp" / "summary.json").is_file():
             yield f"{run.name}: probes and SHP"
-            options = ShpOptions(probe_epochs=probe_epochs, **where)
+            options = ShpOptions(probe_epochs=probe_epochs, device=device, data_root=root)
             for _ in shp_of_run(folder, folder / "shp", options):
                 pass
     folders = [
@@ -94,7 +94,8 @@ def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
     ]
     if len(folders) > 1:
         yield f"committee of {len(folders)} runs"
-        for _ in committee_of_runs(folders, out / "committee", CommitteeOptions(**where)):
+        members = CommitteeOptions(device=device, data_root=root)
+        for _ in committee_of_runs(folders, out / "committee", members):
             pass
 
 

@@ -168,6 +168,7 @@ def plot_curves(groups: Sequence[Group], title: str) -> Figure:
     """Test accuracy by epoch, a line per preset, thin lines for its seeds."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
@@ -178,6 +179,6 @@ def plot_curves(groups: Sequence[Group], title: str) -> Figure:
         for run in group.runs if len(group.runs) > 1 else ():
             ax.plot(epochs, run.curve, color=colors(i), lw=0.6, alpha=0.5)
     ax.set(xlabel="epoch", ylabel="test accuracy, %", title=title)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8)
     return figure
