@@ -15,7 +15,8 @@ from .data import Batches, ImageDataset, normalize
 from .models import CCT
 from .nn import EncoderBlock
 from .train.config import TrainConfig
-from .train.loop import evaluate, train, write_run
+from .train.loop import train, write_run
+from .train.trainer import evaluate
 from .train.run import Run, load_run, load_split, pick_device
 
 # one training image in so many is kept from the probes, to measure SHP on

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import ConvBlock, ConvStem, EncoderBlock, SeqPool
+from .budget import equal_conv_hidden
 
 
 class CCTOutput(NamedTuple):
@@ -33,6 +34,9 @@ class CCT(nn.Module):
         head_dim: channels D of a head, one number or one per transformer block; by default
             `dim // num_heads`.
         conv_blocks: how many of the first blocks are `ConvBlock`s.
+        conv_form: their form: "full", "separable" or "bottleneck", see `nn.ConvBlock`.
+        conv_hidden: channels between their convolutions; "params" or "macs" chooses the number
+            at which such a block costs as much as the transformer block that it replaces.
         conv_residual: give those a residual connection.
         mlp_ratio: hidden channels of the MLP over `dim`.
         mlp_hidden: hidden channels themselves, one number or one per transformer block, instead.
@@ -55,6 +59,8 @@ class CCT(nn.Module):
         num_heads: int | Sequence[int] = 4,
         head_dim: int | Sequence[int] | None = None,
         conv_blocks: int = 0,
+        conv_form: str = "full",
+        conv_hidden: int | str | None = None,
         conv_residual: bool = False,
         mlp_ratio: float = 2.0,
         mlp_hidden: int | Sequence[int] | None = None,
@@ -92,10 +98,23 @@ class CCT(nn.Module):
         self.grid = self.stem.grid(img_size, img_size)
         self._make_positional_embedding(positional_embedding, self.grid[0] * self.grid[1], dim)
         self.dropout = nn.Dropout(dropout)
+        if isinstance(conv_hidden, str):
+            # the blocks that are gone would have had the heads of the first one that is left
+            attn_dim = heads[0] * head_dim if heads and head_dim else dim
+            conv_hidden = equal_conv_hidden(
+                conv_hidden,
+                conv_form,
+                dim,
+                self.grid[0] * self.grid[1],
+                attn_dim=attn_dim,
+                mlp_ratio=mlp_ratio,
+            )
         rates = torch.linspace(0, drop_path, depth).tolist()
         blocks: list[nn.Module] = [
             ConvBlock(
                 dim,
+                form=conv_form,
+                hidden=conv_hidden,
                 grid=self.grid,
                 residual=conv_residual,
                 drop_path=rates[i] if conv_residual else 0.0,

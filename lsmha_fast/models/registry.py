@@ -76,7 +76,8 @@ def create_model(
         num_heads: one number, or one per transformer block; the published number by default.
         head_dim: channels of a head, one number or one per transformer block; by default the
             width over `num_heads`.
-        conv_blocks: how many of the first blocks are convolutions.
+        conv_blocks: how many of the first blocks are convolutions; their form is chosen by
+            `conv_form`, `conv_hidden` and `conv_residual`, see `CCT`.
         **options: other arguments of `CCT`, which win over what the name says.
 
     Raises:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,15 +111,65 @@ class EncoderBlock(nn.Module):
         return self.forward_with_heads(x)[0]
 
 
+CONV_FORMS = ("full", "separable", "bottleneck")
+
+
+class ConvLayer(NamedTuple):
+    """One convolution of a `ConvBlock`; groups is 1, or the channels where it is depthwise."""
+
+    inputs: int
+    outputs: int
+    kernel_size: int
+    groups: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight, which are also the multiply-adds per token."""
+        return self.inputs // self.groups * self.outputs * self.kernel_size**2
+
+
+def conv_layers(
+    form: str, dim: int, hidden: int | None = None, kernel_size: int = 3
+) -> tuple[ConvLayer, ...]:
+    """The convolutions that make up a form of `ConvBlock`.
+
+    | form | without `hidden` | with `hidden` h |
+    |---|---|---|
+    | full | k x k: C -> C | k x k: C -> h, k x k: h -> C |
+    | separable | depthwise k x k, 1 x 1: C -> C | depthwise k x k, 1 x 1: C -> h, 1 x 1: h -> C |
+    | bottleneck | h = C / 4 | 1 x 1: C -> h, k x k: h -> h, 1 x 1: h -> C |
+
+    Raises:
+        ValueError: an unknown form, or a width below 1.
+    """
+    if form not in CONV_FORMS:
+        raise ValueError(f"conv_form must be one of {', '.join(CONV_FORMS)}, got {form!r}")
+    if hidden is not None and hidden < 1:
+        raise ValueError(f"conv_hidden must be at least 1, got {hidden}")
+    k = kernel_size
+    if form == "bottleneck":
+        h = hidden or max(dim // 4, 1)
+        return ConvLayer(dim, h, 1), ConvLayer(h, h, k), ConvLayer(h, dim, 1)
+    spatial = form == "full"
+    first = () if spatial else (ConvLayer(dim, dim, k, dim),)
+    k = k if spatial else 1
+    if hidden is None:
+        return *first, ConvLayer(dim, dim, k)
+    return *first, ConvLayer(dim, hidden, k), ConvLayer(hidden, dim, k)
+
+
 class ConvBlock(nn.Module):
-    """Convolution block that stands in for a transformer block: 3x3 conv, BatchNorm, GELU.
+    """Convolutions that stand in for a transformer block, each with BatchNorm and GELU.
 
     Tokens (B, N, C) are a channels-last image of the token grid, so nothing is permuted in memory.
-    The paper (arXiv 2506.23832) replaces the first blocks by convolutional layers; its exact form
-    is not known to us, so the residual connection is an option, off by default.
+    The paper (arXiv 2506.23832) replaces the first blocks by convolutional layers; their exact
+    form is not known to us, so there are three, and the residual connection is an option, off by
+    default.
 
     Args:
         dim: channels C of a token.
+        form: "full", "separable" (depthwise, then pointwise) or "bottleneck"; see `conv_layers`.
+        hidden: channels between the convolutions; see `conv_layers`.
         grid: rows and columns of tokens; None means a square grid.
         kernel_size: odd, "same" padding.
         residual: add the input to the output.
@@ -128,6 +180,8 @@ class ConvBlock(nn.Module):
         self,
         dim: int,
         *,
+        form: str = "full",
+        hidden: int | None = None,
         grid: tuple[int, int] | None = None,
         kernel_size: int = 3,
         residual: bool = False,
@@ -140,10 +194,26 @@ class ConvBlock(nn.Module):
             raise ValueError(f"ConvBlock: drop_path={drop_path} needs residual=True")
         self.grid = grid
         self.residual = residual
-        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = nn.BatchNorm2d(dim)
+        layers = conv_layers(form, dim, hidden, kernel_size)
+        self.convs: Sequence[nn.Conv2d]
+        self.norms: Sequence[nn.BatchNorm2d]
+        self.convs = nn.ModuleList(  # type: ignore[assignment]
+            nn.Conv2d(
+                layer.inputs,
+                layer.outputs,
+                layer.kernel_size,
+                padding=layer.kernel_size // 2,
+                groups=layer.groups,
+                bias=False,
+            )
+            for layer in layers
+        )
+        self.norms = nn.ModuleList(  # type: ignore[assignment]
+            nn.BatchNorm2d(layer.outputs) for layer in layers
+        )
         self.drop_path = DropPath(drop_path)
-        nn.init.kaiming_normal_(self.conv.weight)
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight)
 
     def _grid(self, num_tokens: int) -> tuple[int, int]:
         side = math.isqrt(num_tokens)
@@ -155,5 +225,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) -> tokens (B, N, C)."""
         image = x.transpose(1, 2).unflatten(2, self._grid(x.shape[1]))  # (B, C, h, w), a view
-        out = F.gelu(self.norm(self.conv(image))).flatten(2).transpose(1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            image = F.gelu(norm(conv(image)))
+        out = image.flatten(2).transpose(1, 2)
         return x + self.drop_path(out) if self.residual else out

@@ -156,7 +156,7 @@ def test_conv_block_is_a_convolution_on_the_token_grid():
     block = ConvBlock(8, residual=True).eval()
     x = torch.randn(2, 12 * 12, 8)
     image = x.mT.unflatten(2, (12, 12)).contiguous()
-    expected = image + F.gelu(block.norm(F.conv2d(image, block.conv.weight, padding=1)))
+    expected = image + F.gelu(block.norms[0](F.conv2d(image, block.convs[0].weight, padding=1)))
     torch.testing.assert_close(block(x), expected.flatten(2).mT)
     with pytest.raises(ValueError, match="143 tokens"):
         block(x[:, 1:])
