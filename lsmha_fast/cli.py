@@ -15,6 +15,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ._deploy_cli import add_deploy_commands
 from ._version import __version__
 from .train.config import TIERS, TrainConfig
 
@@ -29,11 +30,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `lsmha`; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run `lsmha`; returns the exit code: 0 done, 1 in part, 2 bad input, 130 interrupted."""
     args = make_parser().parse_args(argv)
     warnings.showwarning = print_warning
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -44,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
             line += "; pip install 'lsmha_fast[train,data,report]' has all that the commands need"
         print(f"lsmha {args.command}: error: {line}", file=sys.stderr)
         return 2
-    return 0
 
 
 def print_warning(message: Warning | str, *where: object, **options: object) -> None:
@@ -75,6 +75,7 @@ def make_parser() -> Parser:
     add_shp(commands)
     add_committee(commands)
     add_data(commands)
+    add_deploy_commands(commands, positive_int, positive_float)
     info = commands.add_parser("info", help="versions and backends, and why one is missing")
     info.set_defaults(run=lambda args: run_info())
     return parser
