@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.common import DEVICE, info, sync_timer
 from lsmha_fast import create_model
+from lsmha_fast.deploy.published import with_published_attention
 
 FULL = DEVICE == "cuda" or os.environ.get("LSMHA_BENCH_FULL") == "1"
 BATCH = (16 if DEVICE == "cpu" else 128) if FULL else 2
@@ -26,32 +26,13 @@ HEADS = (64, 16, 4) if FULL else (64,)
 CLASSES = 100
 
 
-class PublishedAttention(nn.Module):
-    """Attention as the published CCT writes it, with the interface that the block asks for."""
-
-    def __init__(self, like):
-        super().__init__()
-        self.num_heads, self.dropout = like.num_heads, like.dropout
-        self.in_proj_weight, self.out_proj = like.in_proj_weight, like.out_proj
-
-    def heads(self, x):
-        qkv = F.linear(x, self.in_proj_weight).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, D) each
-        weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-        weights = F.dropout(weights.softmax(-1), self.dropout, self.training)
-        return (weights @ v).transpose(1, 2)
-
-    def project(self, heads):
-        return self.out_proj(heads.flatten(-2))
-
-
 def make_step(method, heads, batch):
     """A function that trains one batch."""
     torch.manual_seed(0)
-    model = create_model("cct_7_3x1_32", CLASSES, num_heads=heads).to(DEVICE).train()
+    model = create_model("cct_7_3x1_32", CLASSES, num_heads=heads).to(DEVICE)
     if method == "published":
-        for block in model.blocks:
-            block.self_attn = PublishedAttention(block.self_attn)
+        model = with_published_attention(model)
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = torch.randn(batch, 3, 32, 32, device=DEVICE)
     labels = torch.randint(CLASSES, (batch,), device=DEVICE)

@@ -13,6 +13,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from . import analysis as analysis
     from . import data as data
+    from . import deploy as deploy
     from . import models as models
     from . import nn as nn
     from . import ops as ops
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from .nn import replace_attention as replace_attention
 
 _HOMES = {
-    **dict.fromkeys(("analysis", "data", "models", "nn", "ops", "train"), ""),
+    **dict.fromkeys(("analysis", "data", "deploy", "models", "nn", "ops", "train"), ""),
     **dict.fromkeys(
         (
             "LSMultiHeadAttention",

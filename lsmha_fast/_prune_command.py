@@ -92,7 +92,7 @@ def _prune_connections(bench: Workbench, pruned_dir: Path) -> Measured:
 def _save(bench: Workbench, model: CCT, pruned_dir: Path) -> None:
     """A finished run of a pruned model."""
     config = pruned_config(bench.config, model)
-    write_run(config, pruned_dir, model, epoch=config.epochs)
+    write_run(config, pruned_dir, model, epoch=config.total_epochs)
 
 
 def rank(bench: Workbench) -> analysis.HeadRanking:

@@ -16,8 +16,8 @@ from .models import CCT
 from .nn import EncoderBlock
 from .train.config import TrainConfig
 from .train.loop import train, write_run
-from .train.trainer import evaluate
 from .train.run import Run, load_run, load_split, pick_device
+from .train.trainer import evaluate
 
 # one training image in so many is kept from the probes, to measure SHP on
 HELD_OUT = 5

@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
+from ._deploy_cli import add_deploy_commands
 from ._reproduce_command import add_reproduce
 from ._train_command import add_train
 from ._version import __version__
@@ -30,12 +31,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `lsmha`; returns the exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run `lsmha`; returns the exit code: 0 done, 1 in part, 2 bad input, 130 interrupted."""
     args = make_parser().parse_args(argv)
     args.line = shlex.join(["lsmha", *(sys.argv[1:] if argv is None else argv)])
     warnings.showwarning = print_warning
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -46,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
             line += "; pip install 'lsmha_fast[train,data,report]' has all that the commands need"
         print(f"lsmha {args.command}: error: {line}", file=sys.stderr)
         return 2
-    return 0
 
 
 def print_warning(message: Warning | str, *where: object, **options: object) -> None:
@@ -80,6 +80,7 @@ def make_parser() -> Parser:
     add_prune(commands)
     add_report(commands)
     add_data(commands)
+    add_deploy_commands(commands, positive_int, positive_float)
     info = commands.add_parser("info", help="versions and backends, and why one is missing")
     info.set_defaults(run=lambda args: run_info())
     return parser

@@ -27,6 +27,7 @@ LAYERS = {
     "data": {"ops"},
     "analysis": {"models", "nn", "ops", "data"},
     "train": {"models", "data"},
+    "deploy": {"models", "nn", "ops"},
 }
 # modules beside the layers that every layer may use
 COMMON = {"_ext", "_files", "_lazy", "_version"}

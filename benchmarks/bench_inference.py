@@ -1,0 +1,55 @@
+"""One inference call of cct_7_3x1_32 and its hybrids: our form against the baselines.
+
+On a CPU in float32 at batch 1; on a GPU in bfloat16 at batch 1 and 512, with `optimized` as CUDA
+graph through `deploy.Runner`, copies to and from the host included. LSMHA_BENCH_FULL=1 adds the
+compiled variants on a CPU, which take minutes to compile.
+"""
+
+import copy
+import os
+
+import pytest
+import torch
+
+from benchmarks.common import DEVICE, info, relative_error, sync_timer
+from lsmha_fast import create_model
+from lsmha_fast.deploy.variants import VARIANTS, Unavailable
+
+FULL = DEVICE == "cuda" or os.environ.get("LSMHA_BENCH_FULL") == "1"
+BATCHES = (1, 512) if DEVICE == "cuda" else (1,)
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+METHODS = [name for name in VARIANTS if FULL or "compiled" not in name]
+MODELS = {
+    "H64": {"num_heads": 64},
+    "H16": {"num_heads": 16},
+    "H4": {"num_heads": 4},
+    "H64-conv2": {"num_heads": 64, "conv_blocks": 2},
+    "H64-conv4": {"num_heads": 64, "conv_blocks": 4},
+    "H64-separable4": {"num_heads": 64, "conv_blocks": 4, "conv_form": "separable"},
+}
+
+
+@pytest.mark.benchmark(group="inference", timer=sync_timer, min_rounds=5, max_time=0.5)
+@pytest.mark.parametrize("batch", BATCHES, ids=lambda b: f"B{b}")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_inference(benchmark, method, model, batch):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    net = create_model("cct_7_3x1_32", 100, **MODELS[model]).eval()
+    images = torch.randn(batch, 3, 32, 32, device=DEVICE)
+    try:
+        call = VARIANTS[method](net, images, DTYPE)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    for _ in range(3):
+        logits = call()
+    benchmark(call)
+    few = images[:2].cpu().double()
+    with torch.no_grad():
+        high = copy.deepcopy(net).double()(few)
+    info(
+        benchmark,
+        images_per_second=batch / benchmark.stats["median"],
+        error=relative_error(logits[:2].cpu(), high[: len(logits)]),
+    )
