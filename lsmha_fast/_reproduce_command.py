@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import shlex
 import sys
@@ -74,7 +75,7 @@ def train_all(
 
 
 def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
-    """Probes and SHP of the chosen runs and the committee of all; what is there is kept."""
+    """Probes and SHP of the chosen runs, latency of all, the committee; what is there is kept."""
     from ._committee_command import CommitteeOptions, committee_of_runs
     from ._shp_command import ShpOptions, shp_of_run
     from .reproduce.page import first_seeds
@@ -82,13 +83,14 @@ def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
 
     config = manifest.runs[0].config
     device, root = config.device, config.data_root
-    for run in first_seeds(manifest):
+    for run in first_seeds(manifest, manifest.shp):
         folder = out / "runs" / run.name
         if is_finished(folder, run) and not (folder / "shp" / "summary.json").is_file():
             yield f"{run.name}: probes and SHP"
             options = ShpOptions(probe_epochs=probe_epochs, device=device, data_root=root)
             for _ in shp_of_run(folder, folder / "shp", options):
                 pass
+    yield from measure_latency(manifest, out)
     folders = [
         out / "runs" / r.name for r in manifest.runs if is_finished(out / "runs" / r.name, r)
     ]
@@ -97,6 +99,23 @@ def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
         members = CommitteeOptions(device=device, data_root=root)
         for _ in committee_of_runs(folders, out / "committee", members):
             pass
+
+
+def measure_latency(manifest: Manifest, out: Path) -> Iterator[str]:
+    """Latency of every preset's first seed, where this version has `lsmha latency`."""
+    from .reproduce.page import LATENCY_BATCHES, first_seeds
+    from .reproduce.runner import is_finished
+
+    if importlib.util.find_spec("lsmha_fast._latency_command") is None:
+        return
+    command = importlib.import_module("lsmha_fast._latency_command")
+    options = command.LatencyOptions(batches=LATENCY_BATCHES, device=manifest.runs[0].config.device)
+    for run in first_seeds(manifest, {run.preset for run in manifest.runs}):
+        folder = out / "runs" / run.name
+        if is_finished(folder, run) and not (folder / "latency" / "summary.json").is_file():
+            yield f"{run.name}: latency"
+            for _ in command.latency_of_runs([folder], options):
+                pass
 
 
 def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[str]:
@@ -119,7 +138,6 @@ def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[
         device=_device_name(pick_device(config.device)),
         command="lsmha " + shlex.join(sys.argv[1:]),
         failed=failed,
-        latency=latency_lines(manifest, out),
     )
     with atomic_file(out / "curves.png") as part:
         plot_curves(groups, data).savefig(part, dpi=120, format="png")
@@ -134,10 +152,3 @@ def _device_name(device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, threads of a run: {torch.get_num_threads()}"
-
-
-def latency_lines(manifest: Manifest, out: Path) -> list[str]:
-    """What `lsmha latency` measures on the runs, where this version has it."""
-    if importlib.util.find_spec("lsmha_fast._latency_command") is None:
-        return ["Not measured: this version has no `lsmha latency`."]
-    return ["Not measured here; `lsmha latency RUN` measures a run."]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from .manifests import Manifest
+from .manifests import Manifest, PlannedRun
 from .results import Group, read_summary, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LATENCY_BATCHES = (1, 64)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the epochs, in the table of early learning
 
 
@@ -25,7 +26,6 @@ def write_page(
     device: str,
     command: str,
     failed: Sequence[str],
-    latency: Sequence[str],
 ) -> list[str]:
     """Lines of the page, in markdown.
 
@@ -37,7 +37,6 @@ def write_page(
         device: where it ran.
         command: what was typed.
         failed: runs that did not come to an end.
-        latency: lines about latency.
     """
     lines = [f"# {manifest.title}", ""]
     lines += _conditions(manifest, data, device, command)
@@ -49,7 +48,7 @@ def write_page(
         lines += ["", "![test accuracy by epoch](curves.png)"]
     lines += ["", "## Probes and single-head performance", "", *_shp(manifest, out)]
     lines += ["", "## Soft committee", "", *_committee(out)]
-    lines += ["", "## Latency", "", *latency]
+    lines += ["", "## Latency", "", *_latency(manifest, out)]
     return [*lines, ""]
 
 
@@ -112,7 +111,7 @@ def _learning(groups: Sequence[Group]) -> list[str]:
 
 def _shp(manifest: Manifest, out: Path) -> list[str]:
     rows = []
-    for run in first_seeds(manifest):
+    for run in first_seeds(manifest, manifest.shp):
         summary = read_summary(out / "runs" / run.name / "shp")
         for block in summary["blocks"] if summary else []:
             rows.append([run.name, block["name"], block["heads"], *_block(block)])
@@ -128,10 +127,25 @@ def _block(block: dict[str, Any]) -> list[str]:
     return [f"{100 * block['accuracy']:.2f}", *numbers]
 
 
-def first_seeds(manifest: Manifest) -> list:
-    """The first run of every preset whose heads are measured."""
-    names = {run.preset: run for run in reversed(manifest.runs)}
-    return [names[preset] for preset in manifest.shp]
+def first_seeds(manifest: Manifest, presets: Container[str]) -> list[PlannedRun]:
+    """The first run of each of these presets."""
+    runs = {run.preset: run for run in reversed(manifest.runs)}
+    return [run for run in manifest.runs if run.preset in presets and run is runs[run.preset]]
+
+
+def _latency(manifest: Manifest, out: Path) -> list[str]:
+    """Milliseconds of a call in our inference form and in the published one."""
+    rows = []
+    for run in first_seeds(manifest, {run.preset for run in manifest.runs}):
+        summary = read_summary(out / "runs" / run.name / "latency")
+        if summary is not None:
+            p50 = {(r["variant"], r["batch"]): f"{r['p50_ms']:.3f}" for r in summary["rows"]}
+            keys = [(v, b) for b in LATENCY_BATCHES for v in ("optimized", "published")]
+            rows.append([run.name, *(p50.get(key, "-") for key in keys)])
+    if not rows:
+        return ["Not measured."]
+    heads = [f"{v}, batch {b}" for b in LATENCY_BATCHES for v in ("ours", "published form")]
+    return table(["p50, ms", *heads], rows)
 
 
 def _committee(out: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 from ..train.run import read_metrics
@@ -60,7 +60,7 @@ def _numbers(run: PlannedRun, rows: list[dict[str, Any]]) -> RunNumbers:
         curve.index(best) + 1,
         curve[-1],
         sum(row["seconds"] for row in rows) / 60,
-        mean(row["train_images_per_s"] for row in rows),
+        median(row["train_images_per_s"] for row in rows),
         curve,
     )
 

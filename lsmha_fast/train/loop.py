@@ -41,7 +41,7 @@ class RunOptions:
     save_seconds: float = 60.0  # between two checkpoints; the end of the run is always saved
     tensorboard: bool = False
     tracker: str | None = None
-    compile: bool = False
+    compile: str | None = None  # a mode of torch.compile
     silent: bool = True
 
 

@@ -53,7 +53,7 @@ class Trainer:
         device: torch.device,
         *,
         peers: Peers | None = None,
-        compiled: bool = False,
+        compiled: str | None = None,
     ):
         self.config, self.model, self.device = config, model, device
         self.peers = peers or Peers()
@@ -68,8 +68,8 @@ class Trainer:
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self.forward = self.peers.wrap(model, device)
-        if compiled:
-            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+        if compiled is not None:
+            self.forward = compile_model(self.forward, compiled, device)
         self.epoch, self.step = 0, 0
         self.best, self.best_epoch, self.last = 0.0, 0, 0.0
         self.best_weights: dict[str, Tensor] = {}
@@ -200,6 +200,17 @@ class Trainer:
         """Whether no parameter is infinite or NaN."""
         total = sum(p.detach().double().sum() for p in self.model.parameters())
         return math.isfinite(total)
+
+
+def compile_model(model: nn.Module, mode: str, device: torch.device) -> nn.Module:
+    """torch.compile in one of its modes; reduce-overhead replays CUDA graphs.
+
+    Raises:
+        ValueError: a mode that needs a GPU, on another device.
+    """
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise ValueError(f"--compile {mode} records CUDA graphs; on {device.type} use default")
+    return torch.compile(model, mode=mode)  # type: ignore[return-value]
 
 
 def last_gradient(model: nn.Module) -> Tensor:
