@@ -76,12 +76,6 @@ class Trainer:
         self.seconds = 0.0  # of training and evaluation, over all sessions of the run
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.bad = BadStep(device)
-        self._check_last_batch()
-
-    def _check_last_batch(self) -> None:
-        rest, ranks = self.batches.num_images % self.config.batch_size, self.peers.world_size
-        if 0 < rest < ranks:
-            raise ValueError(f"the last batch has {rest} images for {ranks} processes: --drop-last")
 
     @torch.no_grad()
     def try_one_image(self) -> None:
@@ -141,10 +135,8 @@ class Trainer:
             group["lr"] = lr
         with autocast(self.device, self.amp_dtype):
             loss = F.cross_entropy(self.forward(images).float(), targets)
-        count = self._images_of_step()
-        share = len(images) * self.peers.world_size / count
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+        self.scaler.scale(loss).backward()
         loss = loss.detach()
         if self.scaler.is_enabled():  # it leaves out steps of infinite gradients by itself
             self.bad.look(loss, self.step)
@@ -159,10 +151,6 @@ class Trainer:
     def lr(self) -> float:
         """Learning rate of the next step."""
         return config_lr(self.config, self.epoch, self.step / len(self.batches))
-
-    def _images_of_step(self) -> int:
-        done = self.step * self.config.batch_size
-        return min(self.config.batch_size, self.batches.num_images - done)
 
     def finish_epoch(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Evaluate, count the epoch as done, and return its row for metrics.jsonl.

@@ -16,7 +16,15 @@ from lsmha_fast.train import RunOptions, train, trainer
 from lsmha_fast.train import run as run_module
 
 CONFIG = dataclasses.replace(
-    TINY, dim=32, depth=2, num_heads=4, epochs=2, mixup=0.8, conv_blocks=1, device="cpu"
+    TINY,
+    dim=32,
+    depth=2,
+    num_heads=4,
+    epochs=2,
+    mixup=0.8,
+    conv_blocks=1,
+    drop_last=True,
+    device="cpu",
 )
 # nothing random within the network, so that one process and two do the same
 PLAIN = dataclasses.replace(CONFIG, attn_drop=0.0, drop_path=0.0, conv_blocks=0)

@@ -80,6 +80,8 @@ def test_finished_run_resumes_to_itself(tmp_path):
         {"dim": 64, "depth": 3, "positional_embedding": "sine", "train_images": 20},
         {"cooldown_epochs": 1, "lr_per_epoch": True, "drop_last": True},
         {"amp": "bf16"},
+        {"pipeline": "device", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25, "flip": 0.5},
+        {"pipeline": "recipe", "cutmix": 1.0, "erase": 0.25, "flip": 0.5, "drop_last": True},
         {"augment": False, "label_smoothing": 0.0},
     ],
 )
