@@ -20,11 +20,11 @@ from benchmarks.bench_train_step import peak_of_process
 from benchmarks.common import DEVICE, device_name, sync_timer
 from lsmha_fast import create_model
 
-BASE = {"heads": 64, "size": 32, "batch": 16 if DEVICE == "cpu" else 128, "depth": 7}
+BASE = {"heads": 64, "size": 32, "batch": 4 if DEVICE == "cpu" else 128, "depth": 7}
 SWEEPS = {
     "heads": (4, 16, 64, 128, 256),
     "size": (32, 48, 64),
-    "batch": (4, 16, 64) if DEVICE == "cpu" else (32, 128, 512),
+    "batch": (1, 4, 16) if DEVICE == "cpu" else (32, 128, 512),
     "depth": (2, 4, 7, 14),
 }
 QUICK = {"heads": (4, 64), "size": (32,), "batch": (2,), "depth": (2,)}

@@ -30,6 +30,8 @@ def add_reproduce(commands) -> None:
     reproduce.add_argument("--jobs", type=int, help=text)
     text = "epochs of the probes' training (default: 40)"
     reproduce.add_argument("--probe-epochs", type=int, default=40, help=text)
+    text = "write the page from what is there; train and measure nothing"
+    reproduce.add_argument("--page-only", action="store_true", help=text)
     reproduce.add_argument("--dry-run", action="store_true", help="list the runs and stop")
     add_config_flags(reproduce)
     reproduce.set_defaults(run=run_reproduce)
@@ -52,26 +54,33 @@ def run_reproduce(args: argparse.Namespace) -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    failed = train_all(manifest, out, args.jobs, say)
-    for line in measure(manifest, out, args.probe_epochs):
-        say(line)
-    page = write_results(manifest, out, failed)
+    if not args.page_only:
+        train_all(manifest, out, args.jobs, say)
+        for line in measure(manifest, out, args.probe_epochs):
+            say(line)
+    missing = unfinished(manifest, out)
+    page = write_results(manifest, out, missing)
     say("\n".join(["", *page, f"written: {out}/{{{PAGE},curves.png}}"]))
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(manifest.runs)} runs failed: {', '.join(failed)}")
+    if missing and not args.page_only:
+        raise ValueError(f"{len(missing)} of {len(manifest.runs)} runs are not finished")
 
 
-def train_all(
-    manifest: Manifest, out: Path, jobs: int | None, say: Callable[[str], None]
-) -> list[str]:
-    """All runs of the manifest; returns the names of those that failed."""
+def unfinished(manifest: Manifest, out: Path) -> list[str]:
+    """Names of the runs that did not come to their end."""
+    from .reproduce.runner import is_finished
+
+    return [run.name for run in manifest.runs if not is_finished(out / "runs" / run.name, run)]
+
+
+def train_all(manifest: Manifest, out: Path, jobs: int | None, say: Callable[[str], None]) -> None:
+    """All runs of the manifest."""
     import torch
 
     from .reproduce.runner import execute
 
     device = manifest.runs[0].config.device
     gpus = list(range(torch.cuda.device_count())) if device in ("auto", "cuda") else []
-    return execute(manifest.runs, out, jobs=jobs or len(gpus) or 1, gpus=gpus, say=say)
+    execute(manifest.runs, out, jobs=jobs or len(gpus) or 1, gpus=gpus, say=say)
 
 
 def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
@@ -118,7 +127,7 @@ def measure_latency(manifest: Manifest, out: Path) -> Iterator[str]:
                 pass
 
 
-def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[str]:
+def write_results(manifest: Manifest, out: Path, missing: Sequence[str]) -> list[str]:
     """The page and its picture, from what lies in the folders."""
     from ._files import atomic_file
     from .reproduce.page import plot_curves, write_page
@@ -127,7 +136,7 @@ def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[
 
     groups = read_groups(manifest, out)
     if not groups:
-        raise ValueError(f"no run of {manifest.name} is finished; see {out}/logs")
+        raise ValueError(f"no run of {manifest.name} has finished an epoch; see {out}/logs")
     config = manifest.runs[0].config
     data = load_split(config, "test").name
     page = write_page(
@@ -137,7 +146,7 @@ def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[
         data=data,
         device=_device_name(pick_device(config.device)),
         command="lsmha " + shlex.join(sys.argv[1:]),
-        failed=failed,
+        unfinished=missing,
     )
     with atomic_file(out / "curves.png") as part:
         plot_curves(groups, data).savefig(part, dpi=120, format="png")

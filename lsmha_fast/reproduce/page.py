@@ -25,7 +25,7 @@ def write_page(
     data: str,
     device: str,
     command: str,
-    failed: Sequence[str],
+    unfinished: Sequence[str],
 ) -> list[str]:
     """Lines of the page, in markdown.
 
@@ -36,12 +36,15 @@ def write_page(
         data: name of the data set, "(generated)" where it is.
         device: where it ran.
         command: what was typed.
-        failed: runs that did not come to an end.
+        unfinished: runs that did not come to an end.
     """
     lines = [f"# {manifest.title}", ""]
     lines += _conditions(manifest, data, device, command)
-    if failed:
-        lines += ["", f"**Not finished: {', '.join(failed)}.**"]
+    if unfinished:
+        lines += [
+            "",
+            f"**Not finished: {', '.join(unfinished)}.** Numbers of such a run are those so far.",
+        ]
     lines += ["", "## Accuracy", "", *_accuracy(groups)]
     if any(len(group.curve) > 1 for group in groups):
         lines += ["", "## Learning over the epochs", "", *_learning(groups)]
@@ -82,6 +85,7 @@ def _accuracy(groups: Sequence[Group]) -> list[str]:
                 group.preset,
                 hybrid,
                 len(runs),
+                _epochs(group),
                 spread([run.best for run in runs]),
                 ", ".join(str(run.best_epoch) for run in runs),
                 spread([run.last for run in runs]),
@@ -90,12 +94,19 @@ def _accuracy(groups: Sequence[Group]) -> list[str]:
                 f"{mean(run.minutes for run in runs):.1f}",
             ]
         )
-    head = ["preset", "convolution blocks", "seeds", "best, %", "at epoch", "last, %"]
+    head = ["preset", "convolution blocks", "seeds", "epochs", "best, %", "at epoch", "last, %"]
     lines = table([*head, "published, %", "images/s", "minutes"], rows)
     lines += ["", "Test accuracy; ± is the standard deviation over the seeds."]
     if any(group.published for group in groups):
         lines.append("[1] best epoch, README of SHI-Labs/Compact-Transformers (arXiv 2104.05704).")
     return lines
+
+
+def _epochs(group: Group) -> str:
+    """ "310", or "12 of 310" where a run is not finished."""
+    total = group.runs[0].run.config.total_epochs
+    done = min(len(run.curve) for run in group.runs)
+    return str(total) if done == total else f"**{done} of {total}**"
 
 
 def _learning(groups: Sequence[Group]) -> list[str]:

@@ -41,6 +41,8 @@ def test_a_manifest_from_nothing_to_the_page_and_again(tmp_path, capsys, monkeyp
     capsys.readouterr()
 
     (tmp_path / "runs/heads-8-s42/last.safetensors").unlink()
+    assert main([*command, "--page-only"]) == 0
+    assert "Not finished: heads-8-s42" in capsys.readouterr().out
     before = (tmp_path / "runs/heads-4-s42/manifest.json").stat().st_mtime_ns
     assert main(command) == 0
     out = capsys.readouterr().out
@@ -57,7 +59,7 @@ def test_a_manifest_from_nothing_to_the_page_and_again(tmp_path, capsys, monkeyp
 def test_a_run_that_fails_is_named(tmp_path, capsys):
     command = ["reproduce", "early", "--out", str(tmp_path), *FLAGS, "--num-heads", "5"]
     assert main(command) == 2
-    assert "no run of early is finished" in capsys.readouterr().err
+    assert "no run of early has finished an epoch" in capsys.readouterr().err
     assert "5" in (tmp_path / "logs/heads-4-s42.log").read_text()
 
 
