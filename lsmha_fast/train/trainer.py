@@ -146,7 +146,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.loss_sum += loss * len(images)
-        self.bad.check(self.step)
+        if self.peers.world_size == 1 or self.device.type == "cpu":
+            self.bad.check(self.step)  # several GPUs look together, in the session
 
     def lr(self) -> float:
         """Learning rate of the next step."""
