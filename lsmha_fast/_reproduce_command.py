@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import shlex
 import sys
@@ -29,6 +30,8 @@ def add_reproduce(commands) -> None:
     reproduce.add_argument("--jobs", type=int, help=text)
     text = "epochs of the probes' training (default: 40)"
     reproduce.add_argument("--probe-epochs", type=int, default=40, help=text)
+    text = "write the page from what is there; train and measure nothing"
+    reproduce.add_argument("--page-only", action="store_true", help=text)
     reproduce.add_argument("--dry-run", action="store_true", help="list the runs and stop")
     add_config_flags(reproduce)
     reproduce.set_defaults(run=run_reproduce)
@@ -51,30 +54,37 @@ def run_reproduce(args: argparse.Namespace) -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    failed = train_all(manifest, out, args.jobs, say)
-    for line in measure(manifest, out, args.probe_epochs):
-        say(line)
-    page = write_results(manifest, out, failed)
+    if not args.page_only:
+        train_all(manifest, out, args.jobs, say)
+        for line in measure(manifest, out, args.probe_epochs):
+            say(line)
+    missing = unfinished(manifest, out)
+    page = write_results(manifest, out, missing)
     say("\n".join(["", *page, f"written: {out}/{{{PAGE},curves.png}}"]))
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(manifest.runs)} runs failed: {', '.join(failed)}")
+    if missing and not args.page_only:
+        raise ValueError(f"{len(missing)} of {len(manifest.runs)} runs are not finished")
 
 
-def train_all(
-    manifest: Manifest, out: Path, jobs: int | None, say: Callable[[str], None]
-) -> list[str]:
-    """All runs of the manifest; returns the names of those that failed."""
+def unfinished(manifest: Manifest, out: Path) -> list[str]:
+    """Names of the runs that did not come to their end."""
+    from .reproduce.runner import is_finished
+
+    return [run.name for run in manifest.runs if not is_finished(out / "runs" / run.name, run)]
+
+
+def train_all(manifest: Manifest, out: Path, jobs: int | None, say: Callable[[str], None]) -> None:
+    """All runs of the manifest."""
     import torch
 
     from .reproduce.runner import execute
 
     device = manifest.runs[0].config.device
     gpus = list(range(torch.cuda.device_count())) if device in ("auto", "cuda") else []
-    return execute(manifest.runs, out, jobs=jobs or len(gpus) or 1, gpus=gpus, say=say)
+    execute(manifest.runs, out, jobs=jobs or len(gpus) or 1, gpus=gpus, say=say)
 
 
 def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
-    """Probes and SHP of the chosen runs and the committee of all; what is there is kept."""
+    """Probes and SHP of the chosen runs, latency of all, the committee; what is there is kept."""
     from ._committee_command import CommitteeOptions, committee_of_runs
     from ._shp_command import ShpOptions, shp_of_run
     from .reproduce.page import first_seeds
@@ -82,13 +92,14 @@ def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
 
     config = manifest.runs[0].config
     device, root = config.device, config.data_root
-    for run in first_seeds(manifest):
+    for run in first_seeds(manifest, manifest.shp):
         folder = out / "runs" / run.name
         if is_finished(folder, run) and not (folder / "shp" / "summary.json").is_file():
             yield f"{run.name}: probes and SHP"
             options = ShpOptions(probe_epochs=probe_epochs, device=device, data_root=root)
             for _ in shp_of_run(folder, folder / "shp", options):
                 pass
+    yield from measure_latency(manifest, out)
     folders = [
         out / "runs" / r.name for r in manifest.runs if is_finished(out / "runs" / r.name, r)
     ]
@@ -99,7 +110,24 @@ def measure(manifest: Manifest, out: Path, probe_epochs: int) -> Iterator[str]:
             pass
 
 
-def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[str]:
+def measure_latency(manifest: Manifest, out: Path) -> Iterator[str]:
+    """Latency of every preset's first seed, where this version has `lsmha latency`."""
+    from .reproduce.page import LATENCY_BATCHES, first_seeds
+    from .reproduce.runner import is_finished
+
+    if importlib.util.find_spec("lsmha_fast._latency_command") is None:
+        return
+    command = importlib.import_module("lsmha_fast._latency_command")
+    options = command.LatencyOptions(batches=LATENCY_BATCHES, device=manifest.runs[0].config.device)
+    for run in first_seeds(manifest, {run.preset for run in manifest.runs}):
+        folder = out / "runs" / run.name
+        if is_finished(folder, run) and not (folder / "latency" / "summary.json").is_file():
+            yield f"{run.name}: latency"
+            for _ in command.latency_of_runs([folder], options):
+                pass
+
+
+def write_results(manifest: Manifest, out: Path, missing: Sequence[str]) -> list[str]:
     """The page and its picture, from what lies in the folders."""
     from ._files import atomic_file
     from .reproduce.page import plot_curves, write_page
@@ -108,7 +136,7 @@ def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[
 
     groups = read_groups(manifest, out)
     if not groups:
-        raise ValueError(f"no run of {manifest.name} is finished; see {out}/logs")
+        raise ValueError(f"no run of {manifest.name} has finished an epoch; see {out}/logs")
     config = manifest.runs[0].config
     data = load_split(config, "test").name
     page = write_page(
@@ -118,8 +146,7 @@ def write_results(manifest: Manifest, out: Path, failed: Sequence[str]) -> list[
         data=data,
         device=_device_name(pick_device(config.device)),
         command="lsmha " + shlex.join(sys.argv[1:]),
-        failed=failed,
-        latency=latency_lines(manifest, out),
+        unfinished=missing,
     )
     with atomic_file(out / "curves.png") as part:
         plot_curves(groups, data).savefig(part, dpi=120, format="png")
@@ -134,10 +161,3 @@ def _device_name(device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, threads of a run: {torch.get_num_threads()}"
-
-
-def latency_lines(manifest: Manifest, out: Path) -> list[str]:
-    """What `lsmha latency` measures on the runs, where this version has it."""
-    if importlib.util.find_spec("lsmha_fast._latency_command") is None:
-        return ["Not measured: this version has no `lsmha latency`."]
-    return ["Not measured here; `lsmha latency RUN` measures a run."]

@@ -41,7 +41,9 @@ def add_train(commands) -> None:
     train.add_argument("--save-seconds", type=float, default=60.0, help=text)
     train.add_argument("--tensorboard", action="store_true", help="event files in the run folder")
     train.add_argument("--tracker", choices=("wandb", "trackio"), help="log there, too")
-    train.add_argument("--compile", action="store_true", help="torch.compile the model")
+    modes = ("default", "reduce-overhead", "max-autotune")
+    text = "torch.compile the model; reduce-overhead also records CUDA graphs"
+    train.add_argument("--compile", choices=modes, help=text)
     text = "time STEPS steps, write a trace and a table to --out, and stop"
     train.add_argument("--profile", type=int, metavar="STEPS", help=text)
     train.set_defaults(run=run_train)

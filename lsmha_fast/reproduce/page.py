@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from .manifests import Manifest
+from .manifests import Manifest, PlannedRun
 from .results import Group, read_summary, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LATENCY_BATCHES = (1, 64)
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the epochs, in the table of early learning
 
 
@@ -24,8 +25,7 @@ def write_page(
     data: str,
     device: str,
     command: str,
-    failed: Sequence[str],
-    latency: Sequence[str],
+    unfinished: Sequence[str],
 ) -> list[str]:
     """Lines of the page, in markdown.
 
@@ -36,20 +36,22 @@ def write_page(
         data: name of the data set, "(generated)" where it is.
         device: where it ran.
         command: what was typed.
-        failed: runs that did not come to an end.
-        latency: lines about latency.
+        unfinished: runs that did not come to an end.
     """
     lines = [f"# {manifest.title}", ""]
     lines += _conditions(manifest, data, device, command)
-    if failed:
-        lines += ["", f"**Not finished: {', '.join(failed)}.**"]
+    if unfinished:
+        lines += [
+            "",
+            f"**Not finished: {', '.join(unfinished)}.** Numbers of such a run are those so far.",
+        ]
     lines += ["", "## Accuracy", "", *_accuracy(groups)]
     if any(len(group.curve) > 1 for group in groups):
         lines += ["", "## Learning over the epochs", "", *_learning(groups)]
         lines += ["", "![test accuracy by epoch](curves.png)"]
     lines += ["", "## Probes and single-head performance", "", *_shp(manifest, out)]
     lines += ["", "## Soft committee", "", *_committee(out)]
-    lines += ["", "## Latency", "", *latency]
+    lines += ["", "## Latency", "", *_latency(manifest, out)]
     return [*lines, ""]
 
 
@@ -83,6 +85,7 @@ def _accuracy(groups: Sequence[Group]) -> list[str]:
                 group.preset,
                 hybrid,
                 len(runs),
+                _epochs(group),
                 spread([run.best for run in runs]),
                 ", ".join(str(run.best_epoch) for run in runs),
                 spread([run.last for run in runs]),
@@ -91,12 +94,19 @@ def _accuracy(groups: Sequence[Group]) -> list[str]:
                 f"{mean(run.minutes for run in runs):.1f}",
             ]
         )
-    head = ["preset", "convolution blocks", "seeds", "best, %", "at epoch", "last, %"]
+    head = ["preset", "convolution blocks", "seeds", "epochs", "best, %", "at epoch", "last, %"]
     lines = table([*head, "published, %", "images/s", "minutes"], rows)
     lines += ["", "Test accuracy; ± is the standard deviation over the seeds."]
     if any(group.published for group in groups):
         lines.append("[1] best epoch, README of SHI-Labs/Compact-Transformers (arXiv 2104.05704).")
     return lines
+
+
+def _epochs(group: Group) -> str:
+    """ "310", or "12 of 310" where a run is not finished."""
+    total = group.runs[0].run.config.total_epochs
+    done = min(len(run.curve) for run in group.runs)
+    return str(total) if done == total else f"**{done} of {total}**"
 
 
 def _learning(groups: Sequence[Group]) -> list[str]:
@@ -112,7 +122,7 @@ def _learning(groups: Sequence[Group]) -> list[str]:
 
 def _shp(manifest: Manifest, out: Path) -> list[str]:
     rows = []
-    for run in first_seeds(manifest):
+    for run in first_seeds(manifest, manifest.shp):
         summary = read_summary(out / "runs" / run.name / "shp")
         for block in summary["blocks"] if summary else []:
             rows.append([run.name, block["name"], block["heads"], *_block(block)])
@@ -128,10 +138,25 @@ def _block(block: dict[str, Any]) -> list[str]:
     return [f"{100 * block['accuracy']:.2f}", *numbers]
 
 
-def first_seeds(manifest: Manifest) -> list:
-    """The first run of every preset whose heads are measured."""
-    names = {run.preset: run for run in reversed(manifest.runs)}
-    return [names[preset] for preset in manifest.shp]
+def first_seeds(manifest: Manifest, presets: Container[str]) -> list[PlannedRun]:
+    """The first run of each of these presets."""
+    runs = {run.preset: run for run in reversed(manifest.runs)}
+    return [run for run in manifest.runs if run.preset in presets and run is runs[run.preset]]
+
+
+def _latency(manifest: Manifest, out: Path) -> list[str]:
+    """Milliseconds of a call in our inference form and in the published one."""
+    rows = []
+    for run in first_seeds(manifest, {run.preset for run in manifest.runs}):
+        summary = read_summary(out / "runs" / run.name / "latency")
+        if summary is not None:
+            p50 = {(r["variant"], r["batch"]): f"{r['p50_ms']:.3f}" for r in summary["rows"]}
+            keys = [(v, b) for b in LATENCY_BATCHES for v in ("optimized", "published")]
+            rows.append([run.name, *(p50.get(key, "-") for key in keys)])
+    if not rows:
+        return ["Not measured."]
+    heads = [f"{v}, batch {b}" for b in LATENCY_BATCHES for v in ("ours", "published form")]
+    return table(["p50, ms", *heads], rows)
 
 
 def _committee(out: Path) -> list[str]:

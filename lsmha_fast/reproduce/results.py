@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any, NamedTuple
 
 from ..train.run import read_metrics
@@ -12,7 +13,7 @@ from .manifests import PUBLISHED, Manifest, PlannedRun
 
 
 class RunNumbers(NamedTuple):
-    """One trained run; accuracies in percent."""
+    """One run, as far as it came; accuracies in percent."""
 
     run: PlannedRun
     best: float
@@ -24,7 +25,7 @@ class RunNumbers(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All seeds of one preset."""
+    """All seeds of one preset; `published` is given where the whole recipe ran to its end."""
 
     preset: str
     runs: tuple[RunNumbers, ...]
@@ -32,23 +33,28 @@ class Group(NamedTuple):
 
     @property
     def curve(self) -> tuple[float, ...]:
-        """Test accuracy by epoch, mean over the seeds."""
-        return tuple(mean(points) for points in zip(*(run.curve for run in self.runs), strict=True))
+        """Test accuracy by epoch, mean over the seeds, as far as all of them came."""
+        curves = [run.curve for run in self.runs]
+        return tuple(mean(points) for points in zip(*curves, strict=False))
 
 
 def read_groups(manifest: Manifest, out: Path) -> list[Group]:
-    """The finished runs, by preset."""
+    """The runs that have finished an epoch, by preset."""
     groups: dict[str, list[RunNumbers]] = {}
     for run in manifest.runs:
         rows = read_metrics(out / "runs" / run.name)
-        if rows and rows[-1]["epoch"] == run.config.total_epochs:
+        if rows:
             groups.setdefault(run.preset, []).append(_numbers(run, rows))
     # a published number holds for the whole recipe on CIFAR-100 only
     exact = manifest.scale == 1.0 and not manifest.changes.keys() - {"data_root", "device"}
     return [
-        Group(name, tuple(runs), PUBLISHED.get(name) if exact else None)
+        Group(name, tuple(runs), PUBLISHED.get(name) if exact and _whole(runs) else None)
         for name, runs in groups.items()
     ]
+
+
+def _whole(runs: Sequence[RunNumbers]) -> bool:
+    return all(len(run.curve) == run.run.config.total_epochs for run in runs)
 
 
 def _numbers(run: PlannedRun, rows: list[dict[str, Any]]) -> RunNumbers:
@@ -60,7 +66,7 @@ def _numbers(run: PlannedRun, rows: list[dict[str, Any]]) -> RunNumbers:
         curve.index(best) + 1,
         curve[-1],
         sum(row["seconds"] for row in rows) / 60,
-        mean(row["train_images_per_s"] for row in rows),
+        median(row["train_images_per_s"] for row in rows),
         curve,
     )
 

@@ -36,7 +36,7 @@ def execute(
     jobs: int,
     gpus: Sequence[int],
     say: Callable[[str], None],
-) -> list[str]:
+) -> None:
     """Train all runs in processes of their own, `jobs` at a time, each on a GPU where there are.
 
     Args:
@@ -45,9 +45,6 @@ def execute(
         jobs: processes at a time.
         gpus: numbers of the GPUs to use, in turn; empty on a CPU.
         say: takes lines for people.
-
-    Returns:
-        Names of the runs that failed.
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM; all runs have saved and can go on.
@@ -58,12 +55,11 @@ def execute(
             say(f"{run.name}: finished before")
         else:
             waiting.put(run)
-    failed: list[str] = []
     with stop_flag() as stop:
         workers = [
             threading.Thread(
                 target=_work,
-                args=(waiting, out, gpus[i % len(gpus)] if gpus else None, stop, failed, say),
+                args=(waiting, out, gpus[i % len(gpus)] if gpus else None, stop, say),
             )
             for i in range(jobs)
         ]
@@ -74,7 +70,6 @@ def execute(
         if stop.raised():
             say("stopped; the same command goes on")
             raise KeyboardInterrupt
-    return failed
 
 
 def _work(
@@ -82,7 +77,6 @@ def _work(
     out: Path,
     gpu: int | None,
     stop: StopFlag,
-    failed: list[str],
     say: Callable[[str], None],
 ) -> None:
     """Train one run after the other until none is left or a stop is asked for."""
@@ -97,7 +91,6 @@ def _work(
         say(f"{run.name}: training" + ("" if gpu is None else f" on GPU {gpu}"))
         code = _train(run, out, environment, stop)
         if code and not stop.raised():
-            failed.append(run.name)
             say(f"{run.name}: failed with exit code {code}, see {out}/logs/{run.name}.log")
 
 

@@ -108,11 +108,11 @@ class TrainConfig:
     interpolation: str = _flag("random", "of that crop", choices=("random", "bilinear", "bicubic"))
     flip: float | None = _flag(None, "probability of a mirror image; by the data set by default")
     erase: float = _flag(0.0, "probability of random erasing, with noise for every pixel")
-    erase_count: int = _flag(1, "erased rectangles of an image")
     mixup: float = _flag(0.0, "mixup alpha, 0 is off")
     cutmix: float = _flag(0.0, "cutmix alpha, 0 is off")
     mix_prob: float = _flag(1.0, "probability that a batch is mixed")
     mix_switch_prob: float = _flag(0.5, "probability of cutmix where both are on")
+    workers: int = _flag(0, "processes that prepare images, for recipe")
     amp: str = _flag("auto", "mixed precision; auto is bf16 on CUDA, off on a CPU", choices=AMP)
     backend: str | None = _flag(None, "backend of every op; the fastest by default")
     seed: int = _flag(0, "seed of weights, order, augmentation and dropout")
@@ -165,11 +165,11 @@ class TrainConfig:
 # names of fields, what is allowed, the check; None is always allowed where it is the default
 _LIMITS: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (
-        ("epochs", "batch_size", "train_images", "dim", "depth", "erase_count"),
+        ("epochs", "batch_size", "train_images", "dim", "depth"),
         "at least 1",
         lambda value: value >= 1,
     ),
-    (("conv_blocks", "cooldown_epochs"), "at least 0", lambda value: value >= 0),
+    (("conv_blocks", "cooldown_epochs", "workers"), "at least 0", lambda value: value >= 0),
     (
         ("attn_drop", "drop_path", "label_smoothing", "erase", "beta1", "beta2"),
         "at least 0 and below 1",

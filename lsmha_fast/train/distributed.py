@@ -95,17 +95,11 @@ class Peers:
 
 @contextlib.contextmanager
 def joined(config: TrainConfig) -> Iterator[Peers]:
-    """The processes that torchrun started, connected while the block lasts; else this one alone.
-
-    Raises:
-        ValueError: more processes than images in a step.
-    """
+    """The processes that torchrun started, connected while the block lasts; else this one alone."""
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size == 1:
         yield Peers()
         return
-    if world_size > config.batch_size:
-        raise ValueError(f"--batch-size {config.batch_size} is less than {world_size} processes")
     on_gpu = config.device.startswith("cuda") or (
         config.device == "auto" and torch.cuda.is_available()
     )

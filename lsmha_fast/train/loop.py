@@ -43,7 +43,7 @@ class RunOptions:
     save_seconds: float = 60.0  # between two checkpoints; the end of the run is always saved
     tensorboard: bool = False
     tracker: str | None = None
-    compile: bool = False
+    compile: str | None = None  # a mode of torch.compile
     silent: bool = True
 
 
@@ -218,8 +218,10 @@ class Session:
 
     def pause(self, step: int) -> bool:
         """Save if it is time to; True if the run must stop here."""
-        if self.peers.world_size > 1 and self.trainer.device.type == "cuda" and step % GPU_ASK:
-            return False
+        if self.peers.world_size > 1 and self.trainer.device.type == "cuda":
+            if step % GPU_ASK:
+                return False
+            self.trainer.bad.check_now()  # all processes see it at the same step
         stop, due = self.peers.any(self.stop.raised(), self.due())
         if stop or due:
             self.save()
@@ -258,7 +260,7 @@ class Session:
         """
         trainer, step = self.trainer, error.args[0]
         trainer.step = step
-        state = trainer.state() | {"step": step}
+        state = trainer.state()
         facts = {"epoch": trainer.epoch, "step": step, "lr": trainer.lr()}
         if self.peers.is_main:
             save_state(self.folder / "diverged.pt", state)

@@ -53,7 +53,7 @@ class Trainer:
         device: torch.device,
         *,
         peers: Peers | None = None,
-        compiled: bool = False,
+        compiled: str | None = None,
     ):
         self.config, self.model, self.device = config, model, device
         self.peers = peers or Peers()
@@ -68,20 +68,14 @@ class Trainer:
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self.forward = self.peers.wrap(model, device)
-        if compiled:
-            self.forward = torch.compile(self.forward)  # type: ignore[assignment]
+        if compiled is not None:
+            self.forward = compile_model(self.forward, compiled, device)
         self.epoch, self.step = 0, 0
         self.best, self.best_epoch, self.last = 0.0, 0, 0.0
         self.best_weights: dict[str, Tensor] = {}
         self.seconds = 0.0  # of training and evaluation, over all sessions of the run
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.bad = BadStep(device)
-        self._check_last_batch()
-
-    def _check_last_batch(self) -> None:
-        rest, ranks = self.batches.num_images % self.config.batch_size, self.peers.world_size
-        if 0 < rest < ranks:
-            raise ValueError(f"the last batch has {rest} images for {ranks} processes: --drop-last")
 
     @torch.no_grad()
     def try_one_image(self) -> None:
@@ -141,10 +135,8 @@ class Trainer:
             group["lr"] = lr
         with autocast(self.device, self.amp_dtype):
             loss = F.cross_entropy(self.forward(images).float(), targets)
-        count = self._images_of_step()
-        share = len(images) * self.peers.world_size / count
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+        self.scaler.scale(loss).backward()
         loss = loss.detach()
         if self.scaler.is_enabled():  # it leaves out steps of infinite gradients by itself
             self.bad.look(loss, self.step)
@@ -154,15 +146,12 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.loss_sum += loss * len(images)
-        self.bad.check(self.step)
+        if self.peers.world_size == 1 or self.device.type == "cpu":
+            self.bad.check(self.step)  # several GPUs look together, in the session
 
     def lr(self) -> float:
         """Learning rate of the next step."""
         return config_lr(self.config, self.epoch, self.step / len(self.batches))
-
-    def _images_of_step(self) -> int:
-        done = self.step * self.config.batch_size
-        return min(self.config.batch_size, self.batches.num_images - done)
 
     def finish_epoch(self, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Evaluate, count the epoch as done, and return its row for metrics.jsonl.
@@ -210,6 +199,17 @@ class Trainer:
         """Whether no parameter is infinite or NaN."""
         total = sum(p.detach().double().sum() for p in self.model.parameters())
         return math.isfinite(total)
+
+
+def compile_model(model: nn.Module, mode: str, device: torch.device) -> nn.Module:
+    """torch.compile in one of its modes; reduce-overhead replays CUDA graphs.
+
+    Raises:
+        ValueError: a mode that needs a GPU, on another device.
+    """
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise ValueError(f"--compile {mode} records CUDA graphs; on {device.type} use default")
+    return torch.compile(model, mode=mode)  # type: ignore[return-value]
 
 
 def last_gradient(model: nn.Module) -> Tensor:

@@ -1,12 +1,13 @@
 """Training: it learns, it resumes to the bit, it leaves whole runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import TINY, load, stripes
 
-from lsmha_fast.train import TrainConfig, load_run, train, trainer
+from lsmha_fast.train import RunOptions, TrainConfig, load_run, train, trainer
 from lsmha_fast.train import run as run_module
 
 
@@ -80,6 +81,8 @@ def test_finished_run_resumes_to_itself(tmp_path):
         {"dim": 64, "depth": 3, "positional_embedding": "sine", "train_images": 20},
         {"cooldown_epochs": 1, "lr_per_epoch": True, "drop_last": True},
         {"amp": "bf16"},
+        {"pipeline": "device", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25, "flip": 0.5},
+        {"pipeline": "recipe", "cutmix": 1.0, "erase": 0.25, "flip": 0.5, "drop_last": True},
         {"augment": False, "label_smoothing": 0.0},
     ],
 )
@@ -124,3 +127,21 @@ def test_damaged_runs(tmp_path):
     (tmp_path / "run/config.json").write_text(other.to_json())
     with pytest.raises(ValueError, match="does not fit"):
         load_run(tmp_path / "run")
+
+
+def test_compiled_model_trains_like_the_plain_one(tmp_path):
+    config = replace(TINY, dim=32, depth=1, num_heads=4, epochs=1, drop_last=True)
+    config = replace(config, attn_drop=0.0, drop_path=0.0)
+    plain = train(config, tmp_path / "plain")
+    compiled = train(config, tmp_path / "compiled", options=RunOptions(compile="default"))
+    assert compiled.last_accuracy == plain.last_accuracy
+    a, b = (load_run(tmp_path / n, "last").model.state_dict() for n in ("plain", "compiled"))
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(b[key], a[key], rtol=1e-3, atol=1e-4)
+
+
+def test_cuda_graphs_need_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match="--compile reduce-overhead .* on cpu use default"):
+        train(TINY, tmp_path / "run", options=RunOptions(compile="reduce-overhead"))
+    assert not (tmp_path / "run").exists()

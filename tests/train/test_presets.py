@@ -47,7 +47,6 @@ COMMON = {
     "interpolation": "random",
     "flip": 0.5,
     "erase": 0.25,
-    "erase_count": 1,
     "mixup": 0.8,
     "cutmix": 1.0,
     "mix_prob": 1.0,
