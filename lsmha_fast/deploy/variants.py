@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def _compiled(model: CCT, images: Tensor, dtype: torch.dtype) -> Call:
     if images.is_cuda:
         return _waiting(torch.compile(made, mode="max-autotune", dynamic=False), images)
     # constant weights, which Inductor then sorts for oneDNN as `optimize` does
-    options = {"freezing": True}
+    options: dict[str, Any] = {"freezing": True}
     return _waiting(torch.compile(made, options=options, dynamic=False), images)
 
 
