@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import warnings
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ._deploy_cli import add_deploy_commands
+from ._reproduce_command import add_reproduce
+from ._train_command import add_train
 from ._version import __version__
-from .train.config import TIERS, TrainConfig
+from .train.config import TIERS
 
 DATASETS = ("digits", "glyphs100", "cifar100")
 
@@ -72,6 +72,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"lsmha_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_train(commands)
+    add_reproduce(commands)
     add_shp(commands)
     add_committee(commands)
     add_data(commands)
@@ -79,78 +80,6 @@ def make_parser() -> Parser:
     info = commands.add_parser("info", help="versions and backends, and why one is missing")
     info.set_defaults(run=lambda args: run_info())
     return parser
-
-
-def add_train(commands) -> None:
-    """`lsmha train`: one flag per field of TrainConfig."""
-    train = commands.add_parser("train", help="train a model and write a run folder")
-    for f in fields(TrainConfig):
-        flag = "--" + f.name.replace("_", "-")
-        kwargs: dict[str, Any]
-        if isinstance(f.default, bool):
-            kwargs = {"action": argparse.BooleanOptionalAction}
-        else:
-            parse = f.metadata.get("parse") or FLAG_TYPES[str(f.type)]
-            choices = f.metadata.get("choices")
-            kwargs = {"type": parse, "choices": choices}
-            kwargs["metavar"] = "{" + ",".join(choices) + "}" if choices else f.name.upper()
-        text = f.metadata["help"]
-        if f.default not in (None, MISSING):
-            text += f" (default: {f.default})"
-        # SUPPRESS: only what the user gave arrives, so that --resume can refuse the rest
-        train.add_argument(flag, help=text, default=argparse.SUPPRESS, **kwargs)
-    where = "run folder (default: runs/DATA-MODEL-hHEADS-sSEED)"
-    train.add_argument("--out", type=Path, help=where)
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run")
-    train.set_defaults(run=run_train)
-
-
-FLAG_TYPES = {
-    "str": str,
-    "str | None": str,
-    "int": int,
-    "int | None": int,
-    "float": float,
-}
-
-
-def run_train(args: argparse.Namespace) -> None:
-    """Train, and say where the run is."""
-    given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
-    if args.resume is not None:
-        refused = sorted(set(given) - {"device"}) + (["out"] if args.out else [])
-        if refused:
-            flags = ", ".join("--" + name.replace("_", "-") for name in refused)
-            raise ValueError(f"--resume takes the run's own config; leave out {flags}")
-    config = TrainConfig(**given)
-    folder = args.resume or args.out or free_folder(config)
-
-    from .train.loop import train
-
-    print(f"run folder: {folder}", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
-    try:
-        result = train(config, folder, resume=args.resume is not None)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; go on with: lsmha train --resume {folder}", file=sys.stderr)
-        raise
-    print(
-        f"test accuracy: best {100 * result.best_accuracy:.2f} % (epoch {result.best_epoch}), "
-        f"last {100 * result.last_accuracy:.2f} %; {result.seconds:.0f} s"
-    )
-    print(f"written: {folder}/{{config.json,metrics.jsonl,best.safetensors,last.safetensors}}")
-
-
-def free_folder(config: TrainConfig) -> Path:
-    """runs/DATA-MODEL-hHEADS-sSEED, with a number behind it where that exists."""
-    heads = config.num_heads
-    text = "-".join(map(str, heads)) if isinstance(heads, tuple) else heads or "std"
-    base = Path("runs") / f"{config.data}-{config.model}-h{text}-s{config.seed}"
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
 
 
 def add_shp(commands) -> None:

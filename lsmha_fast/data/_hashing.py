@@ -31,7 +31,7 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 
 class SampleDraws:
-    """Random integers for many samples at once; every call continues each sample's own sequence.
+    """Random numbers for many samples at once; every call continues each sample's own sequence.
 
     Args:
         key: from `make_key`.
@@ -44,9 +44,22 @@ class SampleDraws:
 
     def integers(self, low: int, high: int, *shape: int) -> np.ndarray:
         """(M, *shape) int32 in [low, high], both ends included."""
+        words = self.words(*shape) >> np.uint64(32)
+        values = (words * np.uint64(high - low + 1)) >> np.uint64(32)
+        return values.astype(np.int32) + np.int32(low)
+
+    def words(self, *shape: int) -> np.ndarray:
+        """(M, *shape) uint64."""
         count = math.prod(shape)
         step = np.arange(self._used + 1, self._used + count + 1, dtype=np.uint64) * _GOLDEN
         self._used += count
-        words = mix64(self._base[:, None] + step) >> np.uint64(32)
-        values = (words * np.uint64(high - low + 1)) >> np.uint64(32)
-        return (values.astype(np.int32) + np.int32(low)).reshape(-1, *shape)
+        return mix64(self._base[:, None] + step).reshape(len(self._base), *shape)
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """(M, *shape) fp64 in [0, 1)."""
+        return (self.words(*shape) >> np.uint64(11)) * 2.0**-53
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """(M, *shape) fp64 of N(0, 1), by Box and Muller."""
+        radius, angle = 1 - self.uniform(*shape), self.uniform(*shape)
+        return np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)

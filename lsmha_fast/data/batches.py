@@ -92,5 +92,9 @@ def normalize(
         std: C numbers.
         dtype: of the result.
     """
-    mean_, std_ = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
-    return ((images.float() - 255 * mean_) / (255 * std_)).to(dtype)
+    # the arithmetic of timm's prefetching loader, so that the bits agree
+    mean_, std_ = (
+        torch.tensor([255 * v for v in values], device=images.device).view(1, -1, 1, 1)
+        for values in (mean, std)
+    )
+    return images.float().sub_(mean_).div_(std_).to(dtype)

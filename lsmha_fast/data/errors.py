@@ -10,12 +10,13 @@ class DatasetError(ValueError):
     """A data set could not be found, read, verified or made; the message is one clear line."""
 
 
-def require(module: str, purpose: str) -> Any:
+def require(module: str, purpose: str, extra: str = "data") -> Any:
     """Import an optional package, or say in one line what to install.
 
     Args:
         module: dotted name, for example "PIL.Image".
         purpose: what needs it, the start of the message.
+        extra: the extra of this package that brings it.
 
     Raises:
         DatasetError: the package is missing.
@@ -25,7 +26,7 @@ def require(module: str, purpose: str) -> Any:
     except ImportError:
         package = module.partition(".")[0]
         raise DatasetError(
-            f'{purpose} needs the package {package}: pip install "lsmha_fast[data]"'
+            f'{purpose} needs the package {package}: pip install "lsmha_fast[{extra}]"'
         ) from None
 
 

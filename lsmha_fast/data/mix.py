@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import DatasetError
+
+
+class Mix(NamedTuple):
+    """How one batch is mixed: the share of a sample's own label, and CutMix's box or ()."""
+
+    weight: float = 1.0
+    cut: tuple[int, ...] = ()
+
+
+def draw_mix(
+    rng: np.random.Generator,
+    H: int,
+    W: int,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    prob: float,
+    switch_prob: float,
+) -> Mix:
+    """Method and weight of one batch, as timm's `Mixup` chooses them."""
+    if (mixup_alpha == 0 and cutmix_alpha == 0) or not rng.random() < prob:
+        return Mix()
+    use_cutmix = cutmix_alpha > 0 and (mixup_alpha == 0 or rng.random() < switch_prob)
+    alpha = cutmix_alpha if use_cutmix else mixup_alpha
+    weight = float(rng.beta(alpha, alpha))
+    if not use_cutmix:
+        return Mix(weight)
+    top, bottom, left, right = cut_box(H, W, weight, rng)
+    return Mix(1 - (bottom - top) * (right - left) / (H * W), (top, bottom, left, right))
 
 
 def mixup_cutmix(
@@ -43,18 +74,21 @@ def mixup_cutmix(
         DatasetError: images that are not floating, or a number out of its range.
     """
     _check(images, mixup_alpha, cutmix_alpha, prob, switch_prob, smoothing)
-    weight = 1.0
+    mix = Mix()
     if mixup_alpha > 0 or cutmix_alpha > 0:
         seed = torch.randint(
             2**62, (), generator=generator, device=generator.device if generator else None
         )
-        rng = np.random.default_rng(int(seed))
-        if rng.random() < prob:
-            use_cutmix = cutmix_alpha > 0 and (mixup_alpha == 0 or rng.random() < switch_prob)
-            alpha = cutmix_alpha if use_cutmix else mixup_alpha
-            weight = float(rng.beta(alpha, alpha))
-            images, weight = (_cutmix if use_cutmix else _mixup)(images, weight, rng)
-    return images, soft_targets(labels, num_classes, weight, smoothing)
+        mix = draw_mix(
+            np.random.default_rng(int(seed)),
+            *images.shape[-2:],
+            mixup_alpha=mixup_alpha,
+            cutmix_alpha=cutmix_alpha,
+            prob=prob,
+            switch_prob=switch_prob,
+        )
+        images = mix_images(images, mix)
+    return images, soft_targets(labels, num_classes, mix.weight, smoothing)
 
 
 def soft_targets(labels: Tensor, num_classes: int, weight: float, smoothing: float) -> Tensor:
@@ -70,21 +104,22 @@ def soft_targets(labels: Tensor, num_classes: int, weight: float, smoothing: flo
 def cut_box(H: int, W: int, weight: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """CutMix's rectangle (top, bottom, left, right): 1 - weight of the area, clipped at borders."""
     ratio = (1 - weight) ** 0.5
-    half_h, half_w = int(H * ratio) // 2, int(W * ratio) // 2
+    h, w = int(H * ratio), int(W * ratio)
     y, x = int(rng.integers(0, H)), int(rng.integers(0, W))
-    return max(y - half_h, 0), min(y + half_h, H), max(x - half_w, 0), min(x + half_w, W)
+    top, bottom = max(y - h // 2, 0), min(y + (h + 1) // 2, H)
+    return top, bottom, max(x - w // 2, 0), min(x + (w + 1) // 2, W)
 
 
-def _mixup(images: Tensor, weight: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    return images * weight + images.flip(0) * (1 - weight), weight
-
-
-def _cutmix(images: Tensor, weight: float, rng: np.random.Generator) -> tuple[Tensor, float]:
-    H, W = images.shape[-2:]
-    top, bottom, left, right = cut_box(H, W, weight, rng)
+def mix_images(images: Tensor, mix: Mix) -> Tensor:
+    """Mix a batch (B, C, H, W) with its own reverse."""
+    if mix.weight == 1.0:
+        return images
+    if not mix.cut:
+        return images * mix.weight + images.flip(0) * (1 - mix.weight)
+    top, bottom, left, right = mix.cut
     out = images.clone()
     out[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
-    return out, 1 - (bottom - top) * (right - left) / (H * W)
+    return out
 
 
 def _check(images: Tensor, mixup: float, cutmix: float, *unit: float) -> None:

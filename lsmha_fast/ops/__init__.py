@@ -4,6 +4,8 @@ from .attention import attention as attention
 from .attention import attention_decompositions as attention_decompositions
 from .attention import attention_packed as attention_packed
 from .attention import attention_weights as attention_weights
+from .augment import augment as augment
+from .augment import mix_and_erase as mix_and_erase
 from .conv_stem import conv_stem as conv_stem
 from .head_class_sums import HeadClassSums as HeadClassSums
 from .head_class_sums import head_class_sums as head_class_sums

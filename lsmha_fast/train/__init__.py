@@ -8,13 +8,19 @@ from .._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
+    from .loop import RunOptions as RunOptions
     from .loop import RunResult as RunResult
     from .loop import train as train
+    from .presets import PRESETS as PRESETS
+    from .presets import preset as preset
     from .run import Run as Run
     from .run import load_run as load_run
 
 _HOMES = {
     "TrainConfig": "config",
+    "PRESETS": "presets",
+    "preset": "presets",
+    "RunOptions": "loop",
     "RunResult": "loop",
     "train": "loop",
     "Run": "run",

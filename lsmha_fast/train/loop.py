@@ -1,33 +1,48 @@
-"""Train a model and leave a run folder that says all about it."""
+"""Train a model and leave a run folder that says all about it and can always go on."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from ..data import Batches, ImageDataset, default_augment, mixup_cutmix, normalize
-from .checkpoint import load_state, save_state, save_weights
+from .._files import atomic_file
+from .checkpoint import load_checkpoint, save_checkpoint, save_state, save_weights
 from .config import TrainConfig
+from .distributed import joined
+from .lock import locked
+from .logs import Console, make_sinks, write_curves
 from .run import (
-    STATE,
     WEIGHTS,
-    append_metrics,
     build_model,
-    create_run,
+    check_new,
+    holds_run,
     keep_metrics,
     load_split,
     pick_device,
     read_config,
+    write_config,
 )
-from .schedule import cosine_lr
+from .signals import StopFlag, stop_flag
+from .trainer import Diverged, Stopped, Trainer
+
+GPU_ASK = 8  # steps between two exchanges of flags where several GPUs train
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out, not what it computes; free to change when it goes on."""
+
+    save_seconds: float = 60.0  # between two checkpoints; the end of the run is always saved
+    tensorboard: bool = False
+    tracker: str | None = None
+    compile: str | None = None  # a mode of torch.compile
+    silent: bool = True
 
 
 class RunResult(NamedTuple):
@@ -38,241 +53,205 @@ class RunResult(NamedTuple):
     best_epoch: int
     last_accuracy: float
     seconds: float
+    stopped_by: int | None = None  # the signal that ended it early
 
 
-class Evaluation(NamedTuple):
-    """Mean cross entropy and accuracy over a split."""
-
-    loss: float
-    accuracy: float
-
-
-def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> RunResult:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool | str = False,
+    options: RunOptions | None = None,
+    say: Callable[[str], None] = print,
+) -> RunResult:
     """Train, evaluate after every epoch, and keep the run resumable at every moment.
 
-    Every epoch's order, augmentation and dropout follow from (seed, epoch), so an interrupted
-    and resumed run gives the bits of an uninterrupted one on the same device.
+    Every step's order, augmentation and dropout follow from (seed, epoch, step, rank), so an
+    interrupted and resumed run gives the bits of an uninterrupted one on the same device. SIGTERM
+    and SIGINT save and return after the current step. Under torchrun all its processes share the
+    run: each takes its part of every batch, rank 0 writes.
 
     Args:
-        config: what to train; ignored when resuming, where the run's own config is read.
-        folder: the run folder, new unless `resume`.
-        resume: go on from the last whole epoch in `folder`.
+        config: what to train; when resuming, the run's own config is read and only the device of
+            this one counts.
+        folder: the run folder.
+        resume: False: the folder must be new. True: go on from the last checkpoint. "auto": go on
+            if the folder is a run of this config, else start.
+        options: see `RunOptions`.
+        say: takes the lines for people.
 
     Raises:
-        ValueError: bad data, model or folder.
-        KeyboardInterrupt: after Ctrl-C; the folder can be resumed.
+        ValueError: bad data, model or folder, a folder in use, or a loss that is not finite.
+        OSError: a full disk or a folder that cannot be written; the last checkpoint is intact.
     """
-    if resume:
-        config = replace(read_config(folder), device=config.device)
-    device = pick_device(config.device)
-    train_set, test_set = load_split(config, "train"), load_split(config, "test")
-    model = build_model(config, len(train_set.class_names)).to(device)
-    trainer = Trainer(config, model, train_set, test_set, device)
-    trainer.try_one_image()  # what cannot run shall fail before anything is written
-    if resume:
-        trainer.load(load_state(folder / STATE))
-        keep_metrics(folder, trainer.epoch)
-    else:
-        create_run(folder, config)
-        save_state(folder / STATE, trainer.state())
-    start = time.perf_counter()
-    while trainer.epoch < config.epochs:
-        row = trainer.run_epoch()
-        if trainer.last > trainer.best or trainer.epoch == 1:
-            trainer.best, trainer.best_epoch = trainer.last, trainer.epoch
-            save_weights(folder / WEIGHTS["best"], model.state_dict())
-        append_metrics(folder, row)
-        save_weights(folder / WEIGHTS["last"], model.state_dict())
-        save_state(folder / STATE, trainer.state())
-    seconds = time.perf_counter() - start
-    return RunResult(folder, trainer.best, trainer.best_epoch, trainer.last, seconds)
+    options = options or RunOptions()
+    with joined(config) as peers, stop_flag() as stop:
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+            resume = resume or "auto"
+        if resume == "auto":
+            resume = peers.share(holds_run(folder, config) if peers.is_main else None)
+        if resume:
+            config = replace(read_config(folder), device=config.device)
+        elif peers.is_main:
+            check_new(folder)
+        device = peers.device(pick_device(config.device))
+        train_set, test_set = load_split(config, "train"), load_split(config, "test")
+        model = build_model(config, len(train_set.class_names)).to(device)
+        trainer = Trainer(
+            config, model, train_set, test_set, device, peers=peers, compiled=options.compile
+        )
+        trainer.try_one_image()  # what cannot run shall fail before anything is written
+        session = Session(config, folder, trainer, options, stop, say)
+        with session.opened(bool(resume)):
+            session.run()
+        return session.result()
 
 
-class Trainer:
-    """Model, optimiser and data of a run; `epoch` counts whole epochs done."""
+class Session:
+    """One process's part of a run, from its last checkpoint to the end or a stop."""
 
     def __init__(
         self,
         config: TrainConfig,
-        model: nn.Module,
-        train_set: ImageDataset,
-        test_set: ImageDataset,
-        device: torch.device,
+        folder: Path,
+        trainer: Trainer,
+        options: RunOptions,
+        stop: StopFlag,
+        say: Callable[[str], None],
     ):
-        self.config, self.model, self.device = config, model, device
-        self.train_set = train_set
-        self.num_classes = len(train_set.class_names)
-        self.batches = Batches(
-            train_set, config.batch_size, shuffle=True, seed=config.seed, device=device
-        )
-        self.test_batches = Batches(test_set, 4 * config.batch_size, shuffle=False, device=device)
-        self.augment = None
-        if config.augment:
-            self.augment = replace(default_augment(config.data), erase_prob=config.erase)
-        self.optimizer = make_optimizer(model, config, device)
-        self.amp_dtype = pick_amp(config.amp, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
-        self.epoch, self.best, self.best_epoch, self.last = 0, 0.0, 0, 0.0
+        self.config, self.folder, self.trainer, self.options = config, folder, trainer, options
+        self.stop, self.peers = stop, trainer.peers
+        self.console = Console(config, say, options.silent or not self.peers.is_main)
+        self.sinks: list = []
+        self.saved_at = self.clock = time.perf_counter()
 
-    @torch.no_grad()
-    def try_one_image(self) -> None:
-        """One forward pass, so that a backend or size that does not fit shows at once."""
-        self.model.eval()
-        with autocast(self.device, self.amp_dtype):
-            self.model(torch.zeros_like(self.batches.images[:1], dtype=torch.float32))
+    @contextlib.contextmanager
+    def opened(self, resume: bool):
+        """The folder locked, the trainer at the last checkpoint, the logs open."""
+        with contextlib.ExitStack() as stack:
+            if self.peers.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder))
+                if not resume:
+                    check_new(self.folder)  # another process may have been faster
+                    write_config(self.folder, self.config)
+            self.peers.share(None)  # nobody reads before the folder is there
+            if resume and (state := load_checkpoint(self.folder)) is not None:
+                self.trainer.load(state)
+            if self.peers.is_main:
+                keep_metrics(self.folder, self.trainer.epoch)
+                self.export(whole_epoch=self.trainer.epoch > 0 and self.trainer.step == 0)
+                o = self.options
+                self.sinks = make_sinks(self.folder, self.config, o.tensorboard, o.tracker)
+            try:
+                yield
+            finally:
+                for sink in self.sinks:
+                    sink.close()
 
-    def state(self) -> dict:
-        """What `load` needs to go on exactly from here."""
-        return {
-            "epoch": self.epoch,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "last": self.last,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+    def run(self) -> None:
+        """Epochs until the end, a stop, or a loss that is not finite."""
+        if self.trainer.epoch == self.trainer.step == 0:
+            self.save()
+        try:
+            while self.trainer.epoch < self.config.total_epochs and self.run_epoch():
+                pass
+        except Diverged as error:
+            self.save_diverged(error)
+        if self.peers.is_main and self.trainer.epoch == self.config.total_epochs:
+            write_curves(self.folder)
 
-    def load(self, state: dict) -> None:
-        """Go back to the moment of `state()`."""
-        self.epoch, self.best = state["epoch"], state["best"]
-        self.best_epoch, self.last = state["best_epoch"], state["last"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def run_epoch(self) -> dict:
-        """Train one epoch, evaluate, and return the row for metrics.jsonl."""
+    def run_epoch(self) -> bool:
+        """One epoch, or what is left of it; False after a stop."""
+        trainer, first = self.trainer, self.trainer.step
         start = time.perf_counter()
-        # dropout and augmentation of an epoch depend on nothing before it
-        torch.manual_seed(self.config.seed * 1_000_003 + self.epoch + 1)
-        # on the CPU, so that drawing numbers never waits for the device
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch + 1)
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        for step, (images, labels) in enumerate(self._progress()):
-            lr = self._set_lr(self.epoch + step / len(self.batches))
-            total += self._step(images, labels, generator) * len(labels)
-        train_seconds = time.perf_counter() - start
-        loss = total.item() / self.batches.num_images
-        if not loss < float("inf"):
-            raise ValueError(
-                f"the training loss became {loss} in epoch {self.epoch + 1}; "
-                f"a lower --lr (now {self.config.lr}) usually helps"
-            )
-        test = evaluate(self.model, self.test_batches, self.train_set, self.amp_dtype)
-        self.epoch += 1
-        self.last = test.accuracy
-        return {
-            "epoch": self.epoch,
-            "lr": lr,
-            "train_loss": loss,
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
-            "train_images_per_s": self.batches.num_images / train_seconds,
-            "seconds": time.perf_counter() - start,
-        }
+        steps = len(trainer.batches)
+        with self.console.bar(trainer.epoch, first, steps, trainer.best) as bar:
+            for step in trainer.steps():
+                bar.update(1)
+                if step < steps and self.pause(step):
+                    return False
+        trainer.bad.check_now()  # which also waits for the device
+        images = trainer.batches.num_images - first * self.config.batch_size
+        speed = images / (time.perf_counter() - start)
+        try:
+            row = trainer.finish_epoch(lambda: self.peers.any(self.stop.raised())[0])
+        except Stopped:
+            self.save()
+            return False
+        row |= {"train_images_per_s": speed, "seconds": time.perf_counter() - start}
+        self.console.epoch(row, trainer.best, trainer.best_epoch)
+        for sink in self.sinks:
+            sink.log(row)
+        # the first epoch's weights at once, so that there is something to look at
+        now = trainer.epoch in (1, self.config.total_epochs)
+        stop, due = self.peers.any(self.stop.raised(), self.due())
+        if now or stop or due:
+            self.save(whole_epoch=True)
+        return not stop
 
-    def _step(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """One optimiser step; the loss stays on the device."""
-        config = self.config
-        x = normalize(images, self.train_set.mean, self.train_set.std)
-        if self.augment is not None:
-            x = self.augment(x, generator)
-        x, targets = mixup_cutmix(
-            x,
-            labels,
-            self.num_classes,
-            mixup_alpha=config.mixup,
-            cutmix_alpha=config.cutmix,
-            smoothing=config.label_smoothing,
-            generator=generator,
+    def pause(self, step: int) -> bool:
+        """Save if it is time to; True if the run must stop here."""
+        if self.peers.world_size > 1 and self.trainer.device.type == "cuda" and step % GPU_ASK:
+            return False
+        stop, due = self.peers.any(self.stop.raised(), self.due())
+        if stop or due:
+            self.save()
+        return stop
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old."""
+        return time.perf_counter() - self.saved_at >= self.options.save_seconds
+
+    def save(self, whole_epoch: bool = False) -> None:
+        """Checkpoint, and the weights of the best and, after a whole epoch, the last."""
+        self.trainer.bad.check_now()
+        if not self.trainer.weights_are_finite():
+            raise Diverged(self.trainer.step)
+        now = time.perf_counter()
+        self.trainer.seconds += now - self.clock
+        self.clock = now
+        state = self.trainer.state()
+        if self.peers.is_main:
+            save_checkpoint(self.folder, state)
+            self.export(whole_epoch)
+        self.saved_at = time.perf_counter()
+
+    def export(self, whole_epoch: bool = False) -> None:
+        """Write what analysis reads; the checkpoint before it holds the same weights."""
+        if self.trainer.best_weights:
+            save_weights(self.folder / WEIGHTS["best"], self.trainer.best_weights)
+        if whole_epoch:
+            save_weights(self.folder / WEIGHTS["last"], self.trainer.model.state_dict())
+
+    def save_diverged(self, error: Diverged) -> None:
+        """Keep the step whose loss is not finite, and say so.
+
+        Raises:
+            ValueError: always.
+        """
+        trainer, step = self.trainer, error.args[0]
+        trainer.step = step
+        state = trainer.state() | {"step": step}
+        facts = {"epoch": trainer.epoch, "step": step, "lr": trainer.lr()}
+        if self.peers.is_main:
+            save_state(self.folder / "diverged.pt", state)
+            with atomic_file(self.folder / "diverged.json") as part:
+                part.write_text(json.dumps(facts, indent=2) + "\n")
+        raise ValueError(
+            f"the training loss is not finite in epoch {trainer.epoch + 1}, step {step + 1}; "
+            f"the state before that step is in {self.folder}/diverged.pt; "
+            f"a lower --lr (now {self.config.lr}) usually helps"
         )
-        with autocast(self.device, self.amp_dtype):
-            loss = F.cross_entropy(self.model(x).float(), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach()
 
-    def _set_lr(self, epoch: float) -> float:
-        c = self.config
-        lr = cosine_lr(
-            epoch,
-            epochs=c.epochs,
-            lr=c.lr,
-            min_lr=c.min_lr,
-            warmup_lr=c.warmup_lr,
-            warmup_epochs=c.warmup_epochs,
+    def result(self) -> RunResult:
+        """What came of it."""
+        trainer = self.trainer
+        return RunResult(
+            self.folder,
+            trainer.best,
+            trainer.best_epoch,
+            trainer.last,
+            trainer.seconds,
+            self.stop.signal if trainer.epoch < self.config.total_epochs else None,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
-
-    def _progress(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of this epoch behind a bar that is silent off a terminal."""
-        from tqdm import tqdm
-
-        done = f"best {100 * self.best:.1f} %" if self.epoch else "starting"
-        return tqdm(
-            self.batches.epoch(self.epoch),
-            total=len(self.batches),
-            desc=f"epoch {self.epoch + 1}/{self.config.epochs} ({done})",
-            disable=None,
-            leave=False,
-        )
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device):
-    """AdamW; vectors (biases, norms) are not decayed, as in timm and the published recipe."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def pick_amp(amp: str, device: torch.device) -> torch.dtype | None:
-    """The autocast dtype, or None for full precision.
-
-    Raises:
-        ValueError: fp16 without a GPU.
-    """
-    if amp == "fp16" and device.type != "cuda":
-        raise ValueError(f"--amp fp16 needs a GPU; on {device.type} use bf16 or off")
-    if amp == "auto":
-        amp = "bf16" if device.type == "cuda" else "off"
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None):
-    """Autocast on `device`, or nothing for None."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, batches: Batches, stats: ImageDataset, amp_dtype: torch.dtype | None = None
-) -> Evaluation:
-    """Loss and accuracy of `model` in eval mode over all batches.
-
-    Args:
-        model: images (B, 3, H, W) -> logits (B, K).
-        batches: uint8 images and labels, on the model's device.
-        stats: the data set whose mean and std normalise the images.
-        amp_dtype: autocast dtype, or None.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    loss, correct = torch.zeros(2, dtype=torch.float64, device=device)
-    for images, labels in batches:
-        with autocast(device, amp_dtype):
-            logits = model(normalize(images, stats.mean, stats.std)).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
-    count = batches.num_images
-    return Evaluation(loss.item() / count, correct.item() / count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from ..data import ImageDataset, load_dataset
 from ..models import CCT, create_model, parse_name
 from .checkpoint import load_weights
 from .config import TrainConfig
+from .lock import LOCK
 
-CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "state.pt"
+CONFIG, METRICS = "config.json", "metrics.jsonl"
 WEIGHTS = {"best": "best.safetensors", "last": "last.safetensors"}
 
 
@@ -31,17 +32,21 @@ class Run:
 def build_model(config: TrainConfig, num_classes: int) -> CCT:
     """The model of a run, freshly initialised from the run's seed."""
     torch.manual_seed(config.seed)
+    named = {key: getattr(config, key) for key in ("dim", "depth", "positional_embedding")}
     return create_model(
         config.model,
         num_classes,
         config.num_heads,
         config.head_dim,
         config.conv_blocks,
+        conv_form=config.conv_form,
+        conv_hidden=config.conv_hidden,
         conv_residual=config.conv_residual,
         pre_norm=config.pre_norm,
         attn_drop=config.attn_drop,
         drop_path=config.drop_path,
         backend=config.backend,
+        **{key: value for key, value in named.items() if value is not None},
     )
 
 
@@ -59,7 +64,22 @@ def load_split(config: TrainConfig, split: str) -> ImageDataset:
             f"--model {config.model} takes {size}x{size} images, "
             f"{dataset.name} has {dataset.images.shape[-1]}x{dataset.images.shape[-2]}"
         )
+    if split == "train" and config.train_images is not None:
+        return _first(dataset, config.train_images)
     return dataset
+
+
+def _first(dataset: ImageDataset, count: int) -> ImageDataset:
+    """The first `count` images; mean and std stay those of the whole split."""
+    if count > len(dataset):
+        raise ValueError(f"--train-images {count}: {dataset.name} has {len(dataset)}")
+    coarse = dataset.coarse_labels
+    return replace(
+        dataset,
+        images=dataset.images[:count],
+        labels=dataset.labels[:count],
+        coarse_labels=None if coarse is None else coarse[:count],
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,17 +101,42 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def create_run(folder: Path, config: TrainConfig) -> None:
-    """Make the folder and write the config.
+def check_new(folder: Path) -> None:
+    """Refuse a run folder that holds something.
 
     Raises:
-        ValueError: the folder holds something already.
+        ValueError: it does.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or _contents(folder)):
         raise ValueError(f"--out {folder} exists already; give another, or --resume {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _contents(folder: Path) -> list[str]:
+    """Names in a folder that are not left-overs of a process that was killed as it started."""
+    return [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".part"]
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Make `folder` a run folder."""
     with atomic_file(folder / CONFIG) as part:
         part.write_text(config.to_json())
+
+
+def holds_run(folder: Path, config: TrainConfig) -> bool:
+    """Whether `folder` is a run of this very config (on any device); False where there is none.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not _contents(folder)):
+        return False
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"--out {folder} exists already and is not a run folder")
+    found = read_config(folder)
+    if replace(found, device=config.device, data_root=config.data_root) != config:
+        names = [n for n, value in vars(config).items() if getattr(found, n) != value]
+        raise ValueError(f"--out {folder} is a run of another config: {', '.join(sorted(names))}")
+    return True
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
@@ -105,11 +150,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    lines = path.read_text().splitlines(keepends=True)
+    # the last line may be torn by a full disk or a kill
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
 def keep_metrics(folder: Path, epochs: int) -> None:
     """Forget rows after the first `epochs`, which a resumed run will write again."""
+    if not (folder / METRICS).exists():
+        return
     rows = [row for row in read_metrics(folder) if row["epoch"] <= epochs]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     with atomic_file(folder / METRICS) as part:

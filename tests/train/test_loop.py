@@ -4,39 +4,14 @@ import json
 
 import pytest
 import torch
+from tiny import TINY, load, stripes
 
-from lsmha_fast.data import ImageDataset
-from lsmha_fast.train import TrainConfig, load_run, loop, train
+from lsmha_fast.train import TrainConfig, load_run, train, trainer
 from lsmha_fast.train import run as run_module
-
-TINY = TrainConfig(
-    model="cct_2_3x2_32", num_heads=16, epochs=3, batch_size=16, lr=1e-3, warmup_epochs=1
-)
-
-
-def stripes(split):
-    """Three easy labels: stripes across, stripes down, plain; 48 images of noise and signal."""
-    generator = torch.Generator().manual_seed({"train": 0, "test": 1}[split])
-    labels = torch.arange(48) % 3
-    images = torch.randint(0, 60, (48, 3, 32, 32), generator=generator)
-    images[labels == 0, :, ::4] += 180
-    images[labels == 1, :, :, ::4] += 180
-    return ImageDataset(
-        images=images.to(torch.uint8),
-        labels=labels,
-        class_names=("across", "down", "plain"),
-        mean=(0.3, 0.3, 0.3),
-        std=(0.2, 0.2, 0.2),
-        name="stripes",
-        generated=True,
-    )
 
 
 @pytest.fixture(autouse=True)
 def _stripes(monkeypatch):
-    def load(name, split, root=None, **options):
-        return stripes(split)
-
     monkeypatch.setattr(run_module, "load_dataset", load)
 
 
@@ -44,10 +19,11 @@ def test_a_run_learns_and_leaves_everything(tmp_path):
     config = TrainConfig(**{**TINY.__dict__, "epochs": 8, "drop_path": 0.0})
     result = train(config, tmp_path / "run")
     assert result.best_accuracy == 1.0
-    names = sorted(p.name for p in (tmp_path / "run").iterdir())
-    assert names == [
-        "best.safetensors", "config.json", "last.safetensors", "metrics.jsonl", "state.pt"
-    ]  # fmt: skip
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        *(".lock", "config.json", "metrics.jsonl", "curves.png", "manifest.json"),
+        *("best.safetensors", "last.safetensors"),
+        *("state-00001-000000.pt", "state-00008-000000.pt"),
+    }
     rows = [json.loads(r) for r in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in rows] == list(range(1, 9))
     assert rows[-1]["test_accuracy"] == result.last_accuracy
@@ -60,14 +36,14 @@ def test_loaded_run_gives_the_recorded_accuracy(tmp_path):
         run = load_run(tmp_path / "run", which)
         assert run.config == TINY
         test = stripes("test")
-        batches = loop.Batches(test, 16, shuffle=False)
-        assert loop.evaluate(run.model, batches, test).accuracy == accuracy
+        batches = trainer.Batches(test, 16, shuffle=False)
+        assert trainer.evaluate(run.model, batches, test).accuracy == accuracy
 
 
 @pytest.mark.parametrize("stop_at", [0, 4, 7])
 def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, monkeypatch, stop_at):
     train(TINY, tmp_path / "whole")
-    steps, step = iter(range(100)), loop.Trainer._step
+    steps, step = iter(range(100)), trainer.Trainer.train_step
 
     def interrupted(self, *args):
         if next(steps) == stop_at:
@@ -75,7 +51,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, monkeypatc
         return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", interrupted)
+        patch.setattr(trainer.Trainer, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(TINY, tmp_path / "cut")
     train(TINY, tmp_path / "cut", resume=True)
@@ -92,7 +68,7 @@ def test_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, monkeypatc
 def test_finished_run_resumes_to_itself(tmp_path):
     first = train(TINY, tmp_path / "run")
     again = train(TINY, tmp_path / "run", resume=True)
-    assert again[1:4] == first[1:4]
+    assert again[1:] == first[1:]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +76,12 @@ def test_finished_run_resumes_to_itself(tmp_path):
     [
         {"mixup": 0.8, "cutmix": 1.0, "erase": 0.25},
         {"num_heads": (2, 64), "pre_norm": True},
-        {"conv_blocks": 1, "conv_residual": True},
+        {"conv_blocks": 1, "conv_residual": True, "conv_form": "bottleneck", "conv_hidden": 24},
+        {"dim": 64, "depth": 3, "positional_embedding": "sine", "train_images": 20},
+        {"cooldown_epochs": 1, "lr_per_epoch": True, "drop_last": True},
         {"amp": "bf16"},
+        {"pipeline": "device", "mixup": 0.8, "cutmix": 1.0, "erase": 0.25, "flip": 0.5},
+        {"pipeline": "recipe", "cutmix": 1.0, "erase": 0.25, "flip": 0.5, "drop_last": True},
         {"augment": False, "label_smoothing": 0.0},
     ],
 )
@@ -113,7 +93,7 @@ def test_options_run(tmp_path, change):
 def test_vectors_are_not_decayed():
     config = TINY
     model = run_module.build_model(config, 3)
-    decayed, exempt = loop.make_optimizer(model, config, torch.device("cpu")).param_groups
+    decayed, exempt = trainer.make_optimizer(model, config).param_groups
     assert decayed["weight_decay"] == config.weight_decay
     assert exempt["weight_decay"] == 0.0
     assert all(p.ndim > 1 for p in decayed["params"])
@@ -133,12 +113,6 @@ def test_refuses_a_folder_in_use(tmp_path):
 def test_unknown_devices(device, words):
     with pytest.raises(ValueError, match=words):
         run_module.pick_device(device)
-
-
-def test_diverged_loss_stops_with_advice(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Trainer, "_step", lambda self, *args: torch.tensor(float("nan")))
-    with pytest.raises(ValueError, match="lower --lr"):
-        train(TINY, tmp_path / "run")
 
 
 def test_damaged_runs(tmp_path):
