@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .train.config import parse_heads
+from .train.config import CONV_FORMS, parse_heads
 
 DTYPES = ("float32", "bfloat16", "float16")
 VARIANTS = ("optimized", "eager", "compiled", "published", "published compiled", "onnxruntime")
-CONV_FORMS = ("full", "separable", "bottleneck")
 FORMATS = ("safetensors", "onnx", "pt2")
 
 

@@ -26,7 +26,7 @@ class LatencyOptions:
 
     batches: tuple[int, ...] = (1, 8, 64, 512)
     dtypes: tuple[str, ...] = ("float32",)
-    variants: tuple[str, ...] = ()
+    variants: tuple[str, ...] = (OURS, BASELINE)
     seconds: float = 2.0
     longest_call: float = 10.0
     threads: int | None = None

@@ -68,7 +68,7 @@ class Convolution(nn.Module):
 
 
 class PackedDense(nn.Module):
-    """`Dense` whose weight is sorted for oneDNN."""
+    """`Dense` whose weight is sorted for oneDNN; a residual needs one without GELU."""
 
     def __init__(self, dense: Dense, rows: int):
         super().__init__()

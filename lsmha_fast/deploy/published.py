@@ -41,5 +41,6 @@ def with_published_attention(model: CCT) -> CCT:
     made = copy.deepcopy(model)
     for block in made.blocks:
         if isinstance(block, EncoderBlock):
-            block.self_attn = PublishedAttention(block.self_attn)  # type: ignore[assignment]
+            attention = PublishedAttention(block.self_attn).train(model.training)
+            block.self_attn = attention  # type: ignore[assignment]
     return made

@@ -33,7 +33,8 @@ class Runner:
         self.model, self.max_batch = model, max_batch
         self.device = model.head.scores.device
         self._lock = threading.Lock()
-        self._run = _Graphs(model, max_batch) if self.device.type == "cuda" else model
+        on_gpu = self.device.type == "cuda"
+        self._run = _Graphs(model, max_batch, self.device) if on_gpu else model
         for batch in {1, max_batch}:
             self(torch.zeros(batch, *model.image_shape, dtype=model.image_dtype))
 
@@ -63,19 +64,20 @@ class _Graphs:
     waits for the logits. Rows beyond the call's hold older images and are not read.
     """
 
-    def __init__(self, model: InferenceCCT, max_batch: int):
-        self.model = model
+    def __init__(self, model: InferenceCCT, max_batch: int, device: torch.device):
+        self.model, self.device = model, device
         largest = 1 << (max_batch - 1).bit_length()
         shape = (largest, *model.image_shape)
         self.pinned = torch.zeros(shape, dtype=model.image_dtype, pin_memory=True)
-        self.images = torch.zeros(shape, dtype=model.image_dtype, device="cuda")
+        self.images = torch.zeros(shape, dtype=model.image_dtype, device=device)
         self.pinned_logits = torch.empty(largest, model.num_classes, pin_memory=True)
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         pool = torch.cuda.graph_pool_handle()
         batch = largest  # the largest first, so that the others fit into its memory
-        while batch:
-            self.graphs[batch] = self._capture(batch, pool)
-            batch //= 2
+        with torch.cuda.device(device):
+            while batch:
+                self.graphs[batch] = self._capture(batch, pool)
+                batch //= 2
 
     def _capture(self, batch: int, pool) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         images = self.images[:batch]
@@ -94,8 +96,9 @@ class _Graphs:
         n = len(images)
         graph, logits = self.graphs[1 << (n - 1).bit_length()]
         self.pinned[:n].copy_(images)
-        self.images[:n].copy_(self.pinned[:n], non_blocking=True)
-        graph.replay()
-        self.pinned_logits[:n].copy_(logits[:n], non_blocking=True)
-        torch.cuda.current_stream().synchronize()
+        with torch.cuda.device(self.device):
+            self.images[:n].copy_(self.pinned[:n], non_blocking=True)
+            graph.replay()
+            self.pinned_logits[:n].copy_(logits[:n], non_blocking=True)
+            torch.cuda.current_stream().synchronize()
         return self.pinned_logits[:n].clone()

@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +59,11 @@ def _eager(model: CCT, images: Tensor, dtype: torch.dtype) -> Call:
 
 def _compiled(model: CCT, images: Tensor, dtype: torch.dtype) -> Call:
     made, images = _converted(model, images, dtype)
-    mode = "max-autotune-no-cudagraphs" if not images.is_cuda else "max-autotune"
-    return _waiting(torch.compile(made, mode=mode, dynamic=False), images)
+    if images.is_cuda:
+        return _waiting(torch.compile(made, mode="max-autotune", dynamic=False), images)
+    # constant weights, which Inductor then sorts for oneDNN as `optimize` does
+    options: dict[str, Any] = {"freezing": True}
+    return _waiting(torch.compile(made, options=options, dynamic=False), images)
 
 
 def _published(model: CCT, images: Tensor, dtype: torch.dtype) -> Call:

@@ -128,3 +128,14 @@ def test_latency_and_arch_print_tables(capsys):
     assert "optimized" in capsys.readouterr().out
     assert main(["arch", "--conv-blocks", "2", "--num-heads", "64"]) == 0
     assert "block 7: 64 heads of 4" in capsys.readouterr().out
+
+
+def test_latency_of_a_run_goes_into_its_folder(run, capsys):
+    folder, _ = run
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "test_accuracy": 0.5}\n')
+    options = ["--seconds", "0.02", "--batch", "1,2", "--variants", "optimized,published"]
+    assert main(["latency", str(folder), *options]) == 0
+    assert "/ published" in capsys.readouterr().out
+    record = json.loads((folder / "latency" / "summary.json").read_text())
+    assert [row["batch"] for row in record["rows"]] == [1, 1, 2, 2]
+    assert (folder / "latency" / "pareto.png").read_bytes().startswith(b"\x89PNG")
