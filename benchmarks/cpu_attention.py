@@ -1,7 +1,7 @@
 """Attention on a CPU against PyTorch's kernel, as one table: `python -m benchmarks.cpu_attention`.
 
-B = 8, N = 256, H x D = 256, two threads, contiguous q, k, v: for every head dim the medians of both,
-measured in turns in one process, and how many times as long `scaled_dot_product_attention` takes.
+B = 8, N = 256, H x D = 256, two threads, contiguous q, k, v: how many times as long as ours
+`scaled_dot_product_attention` takes, by medians of both measured in turns in one process.
 ATEN_CPU_CAPABILITY=avx2 (or default) holds both to AVX2 (or to no vector extension at all): it is
 PyTorch's own switch, read once per process. --all runs the three in processes of their own.
 """

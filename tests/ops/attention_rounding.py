@@ -1,8 +1,9 @@
 """The CUDA forward kernel's arithmetic on a CPU, to the bit: every rounding in its place and order.
 
-A tensor core's sum is written as the shim of tests/cuda has it, one fp32 addition per product in the
-order of the contraction; a device adds several products at once, so there these bits are a bound
-and not a promise. Covers up to 32 queries (one tile) without a mask, with dropout and head_scale.
+A tensor core's sum is written as the shim of tests/cuda has it, one fp32 addition per product in
+the order of the contraction; a device adds several products at once, so there these bits are a
+bound and not a promise. Covers up to 32 queries (one tile) without a mask, with dropout and
+head_scale.
 """
 
 from __future__ import annotations
@@ -49,9 +50,16 @@ def forward(a: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def fma(a: Tensor, b, c) -> Tensor:
-    """a b + c rounded once (twice where fp64 does not hold the sum, one case in 2^29)."""
-    double = [x.double() if isinstance(x, Tensor) else x for x in (a, b, c)]
-    return (double[0] * double[1] + double[2]).float()
+    """a b + c, rounded once."""
+    a, b, c = (torch.as_tensor(x).double() for x in (a, b, c))
+    product = a * b  # exact: 48 bits
+    total = product + c
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    # rounded to odd where fp64 does not hold the sum, so that the next rounding sees what was lost
+    even = (total.view(torch.int64) & 1) == 0
+    odd = torch.nextafter(total, total + error.sign() * total.abs())
+    return torch.where((error != 0) & even, odd, total).float()
 
 
 def flush(x: Tensor) -> Tensor:
@@ -141,7 +149,7 @@ def logits_fp32(a: Inputs, factor: Tensor, start: Tensor, *, exact: bool) -> Ten
     elif exact:
         terms = [(2, 0), (0, 2), *terms]
     s = start.expand(-1, -1, -1, a.k.shape[2])
-    for part in ([[(0, 0)], terms] if exact else [terms, [(0, 0)]]):
+    for part in [[(0, 0)], terms] if exact else [terms, [(0, 0)]]:
         for c in range(0, q[0].shape[-1], step):
             for i, j in part:
                 s = add_products(s, q[i][..., c : c + step], k[j][..., c : c + step, :])

@@ -1,7 +1,4 @@
-"""The model of the CUDA kernel's rounding: accepted by the error rule, equal to the kernel's bits."""
-
-import sys
-from pathlib import Path
+"""The model of the CUDA kernel's rounding: the error rule accepts it, the kernel has its bits."""
 
 import attention_rounding
 import pytest
@@ -11,8 +8,6 @@ from test_attention_cuda import DTYPES, in_double, make, needs_compiler
 
 from lsmha_fast.ops.attention import reference
 from lsmha_fast.testing import assert_no_worse
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "cuda"))
 
 CASES = {
     "plain": {},
