@@ -8,6 +8,8 @@
 // memory (through global memory from one round of strips to the next), always in the same order:
 // no atomics, equal bits at every run.
 //
+// All of it is linear in dO, so fp16 takes dO times a power of two per head and gives it back last.
+//
 // With c = head_scale * kept dropout's factor: dS = c P (m (dO V^T) - delta), delta =
 // rowsum(dO * O) / c, m = 0 or 1. The factor c is applied to the sums, so c = 0 needs no care.
 //
@@ -26,8 +28,15 @@ template <class Method>
 constexpr int kSumBytes = Method::kKeyTiles * Method::kPanels * 2 * 32 * 16;
 
 template <class Method>
-constexpr int shared_bytes(int warps_per_head) {
-  return kWarps * (Method::kStrip + (warps_per_head > 1 ? kSumBytes<Method> : 0));
+__host__ __device__ constexpr int shared_bytes(int warps_per_head) {
+  return kWarps * (Method::kStrip + (warps_per_head > 1 ? kSumBytes<Method> : 0) +
+                   (Method::kScaled ? int(sizeof(float)) : 0));
+}
+
+// dO's powers of two, one per warp, where Method::kScaled
+template <class Method>
+__device__ __forceinline__ dev::Shared<float> gradient_scales(int warps_per_head) {
+  return {uint32_t(shared_bytes<Method>(warps_per_head)) - kWarps * 4, kWarps};
 }
 
 // Fill the strips of all the block's warps for the queries from `first` on.
@@ -36,6 +45,7 @@ __device__ void stage_queries(const Plan& plan, int64_t b, int first_head, int f
   const Inputs& in = plan.call.in;
   const int heads = kWarps / plan.warps_per_head;
   const int count = plan.warps_per_head * plan.strip;
+  const auto scales = gradient_scales<Method>(plan.warps_per_head);
   for (int item = threadIdx.x; item < heads * count; item += kThreads) {
     // neighbouring threads take neighbouring heads: they share the sectors of a token
     const int head = item % heads, query = item / heads, h = first_head + head;
@@ -44,7 +54,8 @@ __device__ void stage_queries(const Plan& plan, int64_t b, int first_head, int f
     const bool valid = h < in.H && i < in.L;
     const float lse = valid ? plan.call.lse[(b * in.H + h) * in.L + i] : -INFINITY;
     const bool used = lse != -INFINITY;  // neither padding nor a query without keys
-    Method::stage(plan, b, h, i, used, strip, row);
+    const float scale = Method::kScaled ? scales[head * plan.warps_per_head] : 1.f;
+    Method::stage(plan, b, h, i, used, scale, strip, row);
     store_twice(strip + Method::kLse, row, used ? -lse * kLog2e : -INFINITY);
   }
 }
@@ -99,7 +110,14 @@ __global__ void __launch_bounds__(kThreads, Method::kBlocks) attention_backward(
   const Strip from(warp * Method::kStrip);
   const int blocks = (in.S + Method::kKeys - 1) / Method::kKeys;
   const int other = first_key(in, b);
-  const float factor = output_factor(plan, h), q_factor = factor * in.scale;
+  float inverse = 1;  // of what dO was multiplied by
+  if constexpr (Method::kScaled) {
+    const float scale = Method::gradient_scale(plan, b, h);
+    if (lane == 0) gradient_scales<Method>(W)[warp] = scale;
+    dev::block_barrier();
+    inverse = 1 / scale;
+  }
+  const float factor = output_factor(plan, h) * inverse, q_factor = factor * in.scale;
   float weight = 0;
 
   for (int first = 0; first < in.L; first += W * plan.strip) {
@@ -173,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, Method::kBlocks) attention_backward(
     if (lane == 0 && part == 0 && stored) {
       float sum = 0;
       for (int i = 0; i < W; ++i) sum += weights[warp + i];
-      plan.call.grad_head_scale[b * in.H + h] = sum * plan.keep_factor;
+      plan.call.grad_head_scale[b * in.H + h] = sum * plan.keep_factor * inverse;
     }
   }
 }

@@ -34,14 +34,34 @@ struct Half {
 #else
   static constexpr int kBlocks = kDropout || kWidth == 16 ? 2 : 3;
 #endif
+  // fp16 holds dS only if dO is of a fitting size, which a loss scale or its absence prevent
+  static constexpr bool kScaled = std::is_same_v<T, dev::Fp16>;
   // of dK: with kSpare it comes from the scaled q, in two parts; else from q itself
   __device__ static float k_factor(const Plan& plan) {
     return kSpare ? kLn2 : plan.call.in.scale;
   }
 
-  // One query's row of a strip; not used: padding, or a query without keys.
+  // 2^k that brings the largest |dO| of a head to [1, 2); the lanes of a warp share the queries
+  __device__ static float gradient_scale(const Plan& plan, int64_t b, int h) {
+    uint32_t most = 0;  // bits of a positive fp16
+    for (int i = threadIdx.x % 32; i < plan.call.in.L; i += 32) {
+      uint32_t grad[kWidth / 2];
+      load_row<T, kWidth>(token<T>(plan.call.grad_o, b, h, i), plan, true, grad);
+#pragma unroll
+      for (int p = 0; p < kWidth / 2; ++p) {
+        most = max(most, max(grad[p] & 0x7fffu, grad[p] >> 16 & 0x7fffu));
+      }
+    }
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) most = max(most, dev::shfl_xor(most, step));
+    if (most == 0 || most >= 0x7c00u) return 1;  // nothing to scale, or not finite
+    const uint32_t exponent = dev::float_bits(dev::unpack_lo<T>(most)) >> 23;
+    return dev::bits_float(254 - exponent << 23);
+  }
+
+  // One query's row of a strip, dO times a power of 2; not used: padding, or a query without keys.
   __device__ __forceinline__ static void stage(const Plan& plan, int64_t b, int h, int i, bool used,
-                                               uint32_t strip, int row) {
+                                               float scale, uint32_t strip, int row) {
     const Inputs& in = plan.call.in;
     uint32_t raw[kWidth / 2], grad[kWidth / 2], o[kWidth / 2], hi[kWidth / 2], lo[kWidth / 2];
     load_row<T, kWidth>(token<T>(in.q, b, h, i), plan, used, raw);
@@ -50,6 +70,10 @@ struct Half {
     float delta = 0;
 #pragma unroll
     for (int p = 0; p < kWidth / 2; ++p) {
+      if constexpr (kScaled) {
+        grad[p] = dev::pack<T>(dev::unpack_lo<T>(grad[p]) * scale,
+                               dev::unpack_hi<T>(grad[p]) * scale);
+      }
       delta = dev::fma(dev::unpack_lo<T>(grad[p]), dev::unpack_lo<T>(o[p]), delta);
       delta = dev::fma(dev::unpack_hi<T>(grad[p]), dev::unpack_hi<T>(o[p]), delta);
       const float x = dev::unpack_lo<T>(raw[p]) * plan.factor;

@@ -4,7 +4,8 @@
 // A group is 32 keys, four blocks m of 8. Lane (g = lane / 4, t = lane % 4) reads, in vectors of
 // four words:
 //   keys    key 8m + g, kKeyWords words: its channels, times the logits' factor, as high and low
-//           part in the operand's type, so that the factor costs no accuracy
+//           part in the operand's type, so that the factor costs no accuracy. Behind those of the
+//           group, kRestWords each: what two tf32 parts leave of fp32's 24 bits, at times one
 //   values  keys 8m + 2t and 8m + 2t + 1 of channel g, kValueWords words. Row D of the values holds
 //           ones: a product with it sums the weights
 // Keys that take no part (padding, key_mask) have values and ones of zero. Their key is a copy of
@@ -28,7 +29,9 @@ template <class T, int kD>
 struct Layout {
   static constexpr int kKeyWords = kSingle<T> ? kD / 2 : kD / 4;  // of one lane, for 8 keys
   static constexpr int kValueWords = kSingle<T> ? 4 : 1;
-  static constexpr int kKeyGroup = kKeyWords * 4 * 32;  // words of a group
+  // of 4 channels with the high part again: it is the other half of an operand
+  static constexpr int kRestWords = !kSingle<T> ? 0 : kD == 4 ? 2 : kD / 4;
+  static constexpr int kKeyGroup = (kKeyWords + kRestWords) * 4 * 32;  // words of a group
   __host__ __device__ static constexpr int value_group(int D) { return kValueWords * (D + 1) * 16; }
   __host__ __device__ static constexpr int head_words(int D, int groups) {
     return groups * (kKeyGroup + value_group(D));
@@ -74,11 +77,13 @@ __device__ __forceinline__ void split_pair(uint32_t& high, uint32_t& low, float 
   low = dev::pack<T>(a - dev::unpack_lo<T>(high), b - dev::unpack_hi<T>(high));
 }
 
-// of a * factor
-__device__ __forceinline__ void split_single(uint32_t& high, uint32_t& low, float a,
-                                             float factor = 1.f) {
+// of a * factor; returns what is left
+__device__ __forceinline__ float split_single(uint32_t& high, uint32_t& low, float a,
+                                              float factor = 1.f) {
   high = dev::to_tf32(a * factor) & 0xffffe000u;  // the other bits are not defined
-  low = dev::to_tf32(dev::fma(a, factor, -dev::bits_float(high)));
+  const float left = dev::fma(a, factor, -dev::bits_float(high));
+  low = dev::to_tf32(left) & 0xffffe000u;
+  return left - dev::bits_float(low);
 }
 
 // ---- writing ----
@@ -89,15 +94,18 @@ __device__ __forceinline__ void store_key(const HeadMemory& head, int key, const
   using Lay = Layout<T, kD>;
   const int m = key % kGroup / 8, g = key % 8;
   const uint32_t base = head.keys + key / kGroup * Lay::kKeyGroup + g * 16;
-  const auto put = [&](int t, int i, uint32_t word) {
-    const int w = m * Lay::kKeyWords + i;
+  const auto put_word = [&](int t, int w, uint32_t word) {
     head.words[base + w / 4 * 128 + t * 4 + w % 4] = word;
   };
+  const auto put = [&](int t, int i, uint32_t word) { put_word(t, m * Lay::kKeyWords + i, word); };
 #pragma unroll
   for (int c = 0; c < kD; c += kSingle<T> ? 1 : 2) {
     uint32_t high, low;
     if constexpr (kSingle<T>) {
-      split_single(high, low, x[c], factor);
+      const float rest = split_single(high, low, x[c], factor);
+      const int at = 4 * Lay::kKeyWords + m * Lay::kRestWords + c / 4;
+      put_word(c % 4, at, dev::float_bits(rest));
+      if constexpr (kD == 4) put_word(c % 4, at + 1, high);
       const int part = kD == 4 ? 1 : 2, i = c / 8 * 4 + c % 8 / 4;
       put(c % 4, i, high);
       put(c % 4, i + part, low);
@@ -147,12 +155,24 @@ __device__ __forceinline__ void load_words(uint32_t (&to)[kCount], const HeadMem
 template <class T, int kD>
 using KeyWords = uint32_t[4 * Layout<T, kD>::kKeyWords];
 template <class T, int kD>
+using RestWords = uint32_t[kSingle<T> ? 4 * Layout<T, kD>::kRestWords : 1];
+template <class T, int kD>
 using ValueWords = uint32_t[4 * Layout<T, kD>::kValueWords];
 
 template <class T, int kD>
 __device__ __forceinline__ void load_keys(KeyWords<T, kD>& words, const HeadMemory& head,
                                           int group, int lane) {
   load_words(words, head, head.keys + group * Layout<T, kD>::kKeyGroup + lane * 4, 128);
+}
+
+template <class T, int kD>
+__device__ __forceinline__ void load_rests(RestWords<T, kD>& words, const HeadMemory& head,
+                                           int group, int lane) {
+  using Lay = Layout<T, kD>;
+  if constexpr (kSingle<T>) {
+    const uint32_t from = head.keys + group * Lay::kKeyGroup + Lay::kKeyWords * 128;
+    load_words(words, head, from + lane * 4, 128);
+  }
 }
 
 template <class T, int kD>
@@ -173,6 +193,7 @@ struct Queries {
   // rows g and g + 8 of the queries at the channels of a lane, as the operand's registers
   uint32_t high[kD == 4 ? 2 : kD == 8 || !kSingle<T> ? 4 : 8];
   uint32_t low[kSingle<T> ? kD / 2 : 1];
+  uint32_t rest[!kSingle<T> ? 1 : kD == 4 ? 4 : kD / 2];  // of 4 channels with high again
 
   // kPairs: D is even and rows are aligned for Pair
   template <bool kPairs>
@@ -182,14 +203,15 @@ struct Queries {
 #pragma unroll
       for (int i = 0; i < kD / 2; ++i) {
         const int c = t + i / 2 * 4;
-        split_single(high[i], low[i], c < D ? row[i % 2][c] : 0.f);
+        rest[i] = dev::float_bits(split_single(high[i], low[i], c < D ? row[i % 2][c] : 0.f));
+        // a register of its own: the compiler would otherwise copy it for every product
+        if constexpr (kD == 4) rest[2 + i] = dev::shfl(high[i], lane);
       }
     } else {
-      low[0] = 0;
+      low[0] = rest[0] = 0;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         high[i] = pair<kPairs>(row[i], kD == 4 ? 2 * (t % 2) : 2 * t, D);
-        // a register of its own: the compiler would otherwise copy it for every product
         if constexpr (kD == 8) high[2 + i] = dev::shfl(high[i], lane);
         if constexpr (kD == 16) high[2 + i] = pair<kPairs>(row[i], 2 * t + 8, D);
       }
@@ -203,22 +225,41 @@ struct Queries {
   }
 };
 
-// sum of the operands' products with k channels from 8 * i on, fp32
-template <int kD>
-__device__ __forceinline__ void product(float (&s)[4], const uint32_t* q, const uint32_t* k,
-                                        const float (&start)[4]) {
-  if constexpr (kD == 4) {
-    dev::mma_tf32_16x8x4(s, {q[0], q[1]}, k[0], start);
+// how exactly fp32 logits are computed: the parts of both factors that are multiplied
+enum class Terms {
+  Coarse,  // high x high, high x low, low x high: enough to find a maximum
+  Two,     // and low x low: an error of a logit counts as many times as the logit is large
+  Three    // and rest x high, high x rest
+};
+
+// the products of up to 8 channels that are smaller than high x high, the smallest first
+template <int kD, Terms kTerms>
+__device__ __forceinline__ void small_products(float (&s)[4], const uint32_t* high,
+                                               const uint32_t* low, const uint32_t* rest,
+                                               const uint32_t* k_high, const uint32_t* k_low,
+                                               const uint32_t* k_rest) {
+  if constexpr (kD == 4) {  // two terms of 4 channels in one product of 8
+    if constexpr (kTerms == Terms::Three) {
+      dev::mma_tf32_16x8x8(s, {rest[2], rest[3], rest[0], rest[1]}, {k_rest[0], k_rest[1]}, s);
+    }
+    if constexpr (kTerms != Terms::Coarse) dev::mma_tf32_16x8x4(s, {low[0], low[1]}, k_low[0], s);
+    dev::mma_tf32_16x8x8(s, {low[0], low[1], high[0], high[1]}, {k_high[0], k_low[0]}, s);
   } else {
-    dev::mma_tf32_16x8x8(s, {q[0], q[1], q[2], q[3]}, {k[0], k[1]}, start);
+    const auto add = [&](const uint32_t* q, const uint32_t* k) {
+      dev::mma_tf32_16x8x8(s, {q[0], q[1], q[2], q[3]}, {k[0], k[1]}, s);
+    };
+    if constexpr (kTerms == Terms::Three) add(rest, k_high), add(high, k_rest);
+    if constexpr (kTerms != Terms::Coarse) add(low, k_low);
+    add(low, k_high), add(high, k_low);
   }
 }
 
-// scores of 16 queries and block m's 8 keys, plus `start`, which is 0 if not kShifted
-template <class T, int kD, bool kShifted>
+// scores of 16 queries and block m's 8 keys, plus `start`. What is large meets the start first and
+// leaves a small sum for the rest if kShifted, else it comes last
+template <class T, int kD, Terms kTerms, bool kShifted>
 __device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
-                                       const KeyWords<T, kD>& words, int m,
-                                       const float (&start)[4]) {
+                                       const KeyWords<T, kD>& words, const RestWords<T, kD>& rests,
+                                       int m, const float (&start)[4]) {
   const uint32_t* k = words + m * Layout<T, kD>::kKeyWords;
   if constexpr (!kSingle<T>) {
     if constexpr (kD == 4) {
@@ -229,20 +270,21 @@ __device__ __forceinline__ void scores(float (&s)[4], const Queries<T, kD>& q,
     }
   } else {
     constexpr int kPart = kD == 4 ? 1 : 2, kSteps = kD == 16 ? 2 : 1;
+    const uint32_t* k_rest = rests + m * Layout<T, kD>::kRestWords;
 #pragma unroll
     for (int c = 0; c < 4; ++c) s[c] = start[c];
-    // what is large meets the shift first and leaves a small sum for the rest, or comes last
 #pragma unroll
     for (int order = 0; order < 2; ++order) {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        const uint32_t *high = q.high + 4 * i, *low = q.low + 4 * i;
-        if ((order == 0) == kShifted) {
-          product<kD>(s, high, k + 4 * i, s);
+      for (int i = 0; i < 4 * kSteps; i += 4) {
+        const uint32_t *high = q.high + i, *k_high = k + i;
+        if ((order == 0) != kShifted) {
+          small_products<kD, kTerms>(s, high, q.low + i, q.rest + i, k_high, k_high + kPart,
+                                     k_rest + i / 2);
+        } else if constexpr (kD == 4) {
+          dev::mma_tf32_16x8x4(s, {high[0], high[1]}, k_high[0], s);
         } else {
-          product<kD>(s, low, k + 4 * i + kPart, s);
-          product<kD>(s, low, k + 4 * i, s);
-          product<kD>(s, high, k + 4 * i + kPart, s);
+          dev::mma_tf32_16x8x8(s, {high[0], high[1], high[2], high[3]}, {k_high[0], k_high[1]}, s);
         }
       }
     }

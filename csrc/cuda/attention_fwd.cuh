@@ -45,6 +45,9 @@ template <class T, int kD, bool kDropout, int kEmulated>
 struct ForwardWarp {
   static constexpr bool kOnes = kDropout || kD > 4;
   static constexpr int kBlocks = kD == 16 ? 2 : 1;  // of 8 channels
+  // of few channels and of large logits plain fp32 has errors so small that two parts show
+  template <bool kExact>
+  static constexpr bool kThree = kExact || kD == 4;
   // row sums in between show that no weight that matters left the range of the type
   static constexpr float kLeast = std::is_same_v<T, dev::Fp16> ? 0x1p-4f : 0x1p-24f;
   static constexpr float kMost = 0x1p24f;
@@ -73,6 +76,7 @@ struct ForwardWarp {
       }
     }
     KeyWords<T, kD> k;
+    RestWords<T, kD> rests;
     ValueWords<T, kD> v[kBlocks], ones;
     if constexpr (kDropout) {
 #pragma unroll 1
@@ -84,8 +88,8 @@ struct ForwardWarp {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             if (2 * unit + half < groups) {
-              load(k, v, ones, 2 * unit + half);
-              add<kExact>(sums[r], q[r], k, v, ones, start[r], words, half);
+              load<kExact>(k, rests, v, ones, 2 * unit + half);
+              add<kExact>(sums[r], q[r], k, rests, v, ones, start[r], words, half);
             }
           }
         }
@@ -94,9 +98,11 @@ struct ForwardWarp {
       const uint32_t none[2][2][4] = {};
 #pragma unroll 1
       for (int group = 0; group < groups; ++group) {
-        load(k, v, ones, group);
+        load<kExact>(k, rests, v, ones, group);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) add<kExact>(sums[r], q[r], k, v, ones, start[r], none, 0);
+        for (int r = 0; r < 2; ++r) {
+          add<kExact>(sums[r], q[r], k, rests, v, ones, start[r], none, 0);
+        }
       }
     }
   }
@@ -123,9 +129,12 @@ struct ForwardWarp {
   }
 
  private:
-  __device__ __forceinline__ void load(KeyWords<T, kD>& k, ValueWords<T, kD> (&v)[kBlocks],
-                                       ValueWords<T, kD>& ones, int group) const {
+  template <bool kExact>
+  __device__ __forceinline__ void load(KeyWords<T, kD>& k, RestWords<T, kD>& rests,
+                                       ValueWords<T, kD> (&v)[kBlocks], ValueWords<T, kD>& ones,
+                                       int group) const {
     load_keys<T, kD>(k, head, group, lane);
+    if constexpr (kThree<kExact>) load_rests<T, kD>(rests, head, group, lane);
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
       // columns beyond D are ones, too: column 7 has to be at kD = 4
@@ -140,6 +149,7 @@ struct ForwardWarp {
                                               int groups) const {
     float most[2][2] = {{-kInfinity, -kInfinity}, {-kInfinity, -kInfinity}};
     const float zero[4] = {};
+    const RestWords<T, kD> no_rests = {};
 #pragma unroll 1
     for (int group = 0; group < groups; ++group) {
       KeyWords<T, kD> k;
@@ -148,7 +158,7 @@ struct ForwardWarp {
       for (int i = 0; i < 8; ++i) {
         const int r = i % 2;
         float s[4];
-        scores<T, kD, false>(s, q[r], k, i / 2, zero);
+        scores<T, kD, Terms::Coarse, false>(s, q[r], k, no_rests, i / 2, zero);
         most[r][0] = max_or_nan(most[r][0], max_or_nan(s[0], s[1]));
         most[r][1] = max_or_nan(most[r][1], max_or_nan(s[2], s[3]));
       }
@@ -184,7 +194,7 @@ struct ForwardWarp {
   // 16 queries and 32 keys; words: the random bits [row][column] of the 64 keys whose half this is
   template <bool kExact>
   __device__ __forceinline__ void add(Sums<kD>& sums, const Queries<T, kD>& q,
-                                      const KeyWords<T, kD>& k,
+                                      const KeyWords<T, kD>& k, const RestWords<T, kD>& rests,
                                       const ValueWords<T, kD> (&v)[kBlocks],
                                       const ValueWords<T, kD>& ones, const float (&start)[4],
                                       const uint32_t (&words)[2][2][4], int half) {
@@ -194,8 +204,9 @@ struct ForwardWarp {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       float p[2][4];
-      scores<T, kD, kExact>(p[0], q, k, 2 * j, start);
-      scores<T, kD, kExact>(p[1], q, k, 2 * j + 1, start);
+      constexpr Terms kTerms = kThree<kExact> ? Terms::Three : Terms::Two;
+      scores<T, kD, kTerms, kExact>(p[0], q, k, rests, 2 * j, start);
+      scores<T, kD, kTerms, kExact>(p[1], q, k, rests, 2 * j + 1, start);
       weigh<kExact>(p);
       Weights<T> weights(p);
       if constexpr (kOnes) multiply<T, kD, true>(to.ones, weights, kD == 4 ? v[0] : ones, j);
@@ -351,7 +362,7 @@ __device__ __forceinline__ void store(const ForwardPlan& plan, const Warp& warp,
     factor = sum == 0.f ? 0.f : factor * scale;
     const bool inside = 8 * i < left;
     // the logarithm of 0 is -inf, which a row without keys shall have
-    if (inside && t == 0) lse[8 * i] = (dev::log2(sum) + from.shift[row]) * kLn2;
+    if (inside && t == 0) lse[8 * i] = dev::fma(from.shift[row], kLn2, dev::log2(sum) * kLn2);
 #pragma unroll
     for (int n = 0; n < Warp::kBlocks; ++n) {
       const int c = 8 * n + 2 * t;

@@ -221,10 +221,38 @@ def test_any_strides(D):
 @pytest.mark.parametrize("D", [4, 8, 16])
 def test_logits_far_from_zero(D, dtype):
     """A weight of a masked or padded key must not count, whatever the row's sum."""
-    for offset in (-20.0, 20.0) if dtype == torch.float32 else (-200.0, 200.0):
+    for offset in (-200.0, 200.0):
         do, a = make((2, 1, 40, 70, D), dtype, masked=True)
         a.q[..., 0], a.k[..., 0] = offset, 1
         assert_exact(do, a._replace(scale=1.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("D", [1, 2, 4, 8])
+def test_fp32_logits_keep_all_bits(D):
+    """Peaked rows, and logits so large that two tf32 parts of q and k would show."""
+    for sharp in (1.0, 8.0):
+        do, a = make((1, 1, 40, 70, D), torch.float32)
+        assert_exact(do, a._replace(q=a.q * sharp, k=a.k * sharp))
+    for offset in (-200.0, 200.0, -1e4, 1e4):
+        far = a.k / 4 + offset * D**-0.5
+        assert_exact(do, a._replace(q=torch.ones_like(a.q), k=far))
+
+
+@needs_compiler
+@pytest.mark.parametrize("D", [4, 8, 16])
+def test_fp16_gradients_of_any_size(D):
+    """dP and dS would leave fp16's range, at both ends, if dO came as it is."""
+    for size in (2.0**-14, 2.0**13):
+        do, a = make((1, 2, 40, 70, D), torch.float16, head_scale=True, dropout_p=0.1)
+        do[:, 1] *= 2.0**-4
+        assert_exact((do * size).clamp(-6e4, 6e4), a._replace(scale=a.scale / 8))
+    for special in (torch.zeros_like(do), do.index_fill(2, torch.tensor([3]), torch.inf)):
+        o, lse = reference.attention(in_double(a))
+        dq, dk, dv = gradients(special, a, o.half(), lse.float())[:3]
+        others = torch.arange(40) != 3
+        assert not dv.isfinite().all() or not special.isinf().any()
+        assert dq[:, :, others].isfinite().all()
 
 
 @needs_compiler
