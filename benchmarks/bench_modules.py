@@ -33,10 +33,10 @@ def label(shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=label)
 @pytest.mark.parametrize("need_weights", [False, True], ids=["out", "weights"])
 @pytest.mark.parametrize("mode", ["infer", "train"])
-@pytest.mark.parametrize("name", MODULES)
-def test_self_attention(benchmark, name, mode, need_weights, shape):
+@pytest.mark.parametrize("method", MODULES)
+def test_self_attention(benchmark, method, mode, need_weights, shape):
     B, N, C, H = shape
-    module = make(MODULES[name], C, H).train(mode == "train")
+    module = make(MODULES[method], C, H).train(mode == "train")
     x = torch.randn(B, N, C, device=DEVICE, dtype=DTYPE, requires_grad=mode == "train")
     do = torch.randn_like(x)
 
