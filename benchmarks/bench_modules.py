@@ -13,7 +13,7 @@ from lsmha_fast import LSMultiHeadAttention
 
 # (B, N, C, H)
 SHAPES = {
-    "cpu": [(4, 64, 256, 8), (4, 64, 256, 64), (2, 256, 256, 64)],
+    "cpu": [(4, 64, 256, H) for H in (4, 16, 64)] + [(2, 256, 256, H) for H in (4, 16, 64)],
     "cuda": [(256, 64, 256, 64), (256, 256, 256, 8), (256, 256, 256, 64), (256, 256, 256, 256)],
 }[DEVICE]
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32

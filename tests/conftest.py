@@ -31,3 +31,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests measured, by `record_property("figure", line)`."""
+    reports = terminalreporter.getreports("passed")
+    lines = [value for r in reports for name, value in r.user_properties if name == "figure"]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.line(line)

@@ -10,6 +10,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .._ext import cuda_ext_missing, ext_missing
+
 # a check returns None when the backend supports the call, else the reason and the remedy
 Check = Callable[..., "str | None"]
 
@@ -18,8 +20,21 @@ class BackendError(RuntimeError):
     """A backend was named that cannot run the call."""
 
 
+# what the kernels of a backend need before they run
+LIBRARIES = {"cpp": ext_missing, "cuda": cuda_ext_missing}
+
+
 def load_backend(package: str, backend: str) -> ModuleType:
-    """Import `<package>.reference` or `<package>._<backend>`; kernels load on first use."""
+    """Import `<package>.reference` or `<package>._<backend>`; kernels load on first use.
+
+    An exported program calls ops without the public functions and their checks, so the native
+    library is loaded here, too.
+
+    Raises:
+        BackendError: the native library is missing.
+    """
+    if backend in LIBRARIES and (reason := LIBRARIES[backend]()) is not None:
+        raise BackendError(f"{package}: backend {backend!r} cannot run this call: {reason}")
     name = "reference" if backend == "reference" else f"_{backend}"
     return importlib.import_module(f"{package}.{name}")
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,8 +69,9 @@ def test_compiles_into_one_graph_forward_and_backward(name, training):
 
 @pytest.mark.usefixtures("_fresh")
 def test_inductor_in_training_with_dropout():
+    """In mode "reduce-overhead", which is the default one on a CPU."""
     m, x = module(dropout=0.5), torch.randn(3, 8, 24)
-    compiled = torch.compile(m, fullgraph=True)
+    compiled = torch.compile(m, fullgraph=True, mode="reduce-overhead")
     first, second = (compiled(x, x, x, need_weights=False)[0] for _ in range(2))
     assert not torch.equal(first, second)
     first.sum().backward()
@@ -194,6 +197,34 @@ def test_decompositions_keep_masked_rows_at_zero_and_refuse_dropout():
     m.train()
     with pytest.raises(Exception, match="export after model.eval"):
         torch.export.export(Padded(), (x, padding)).run_decompositions(attention_decompositions())
+
+
+AOT_CHECK = """
+import sys, torch
+if sys.argv[3] == "native":
+    import lsmha_fast.ops
+model = torch._inductor.aoti_load_package(sys.argv[1])
+for x, expected in torch.load(sys.argv[2]):
+    torch.testing.assert_close(model(x), expected)
+assert any(name.startswith("lsmha_fast") for name in sys.modules) == (sys.argv[3] == "native")
+"""
+
+
+@pytest.mark.parametrize("form", ["standard", "native"])
+def test_aot_inductor_package_in_a_process_of_its_own(form, tmp_path):
+    """In standard operators it runs without this package; as it is, with its native kernels."""
+    model = Call("weights")
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (torch.randn(4, 5, 24),), dynamic_shapes=({0: batch},))
+    if form == "standard":
+        program = program.run_decompositions(attention_decompositions())
+    package = str(tmp_path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=package)
+    with torch.no_grad():
+        cases = [(x, model(x)) for x in (torch.randn(n, 5, 24) for n in (4, 7))]
+    torch.save(cases, tmp_path / "cases.pt")
+    arguments = [package, str(tmp_path / "cases.pt"), form]
+    subprocess.run([sys.executable, "-c", AOT_CHECK, *arguments], check=True)
 
 
 def test_onnx():

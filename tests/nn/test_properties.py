@@ -15,6 +15,7 @@ from torch import nn
 
 from lsmha_fast import LSMultiHeadAttention
 from lsmha_fast.ops import attention, attention_with_weights
+from lsmha_fast.ops.attention import op
 from lsmha_fast.ops.attention.common import dropout_rule
 
 EXAMPLES = os.environ.get("LSMHA_HYPOTHESIS_EXAMPLES")
@@ -191,6 +192,9 @@ def test_ops_match_fp64(call):
     actual = run_op(call, call.dtype)
     low, high = (run_op(call, t, "reference") for t in (call.dtype, torch.double))
     terms = largest_terms(call)
+    # PyTorch's kernel, which takes the widest heads, has exponentials of 20 units in the last place
+    library = op.default_backend(call.tensors()[0][0], dropout_p=call.dropout_p) == "sdpa"
+    ulps = 20 if library and call.dtype == torch.float32 else 1
     for name, result in actual.items():
         exact = high[name]
         assert (result.shape, result.dtype) == (exact.shape, call.dtype), name
@@ -198,7 +202,7 @@ def test_ops_match_fp64(call):
         if result.numel():
             error, plain = (float((t.double() - exact).abs().max()) for t in (result, low[name]))
             factor = 2 if name in ("out", "weights") else 3
-            rounding = torch.finfo(call.dtype).eps * terms[name]
+            rounding = torch.finfo(call.dtype).eps * terms[name] * ulps
             more = 1e-6 if call.dtype == torch.float32 else 1e-5
             assert error <= factor * (plain + rounding) + more, (name, error, plain, rounding)
 
