@@ -27,6 +27,8 @@ class ShpOptions:
     threshold: float = 0.5
     normalize: str = "matrix"
     null: bool = True
+    cache_gib: float = 2.0
+    disk_cache_gib: float = 0.0
     batch_size: int = 256
     data_root: str | None = None
     device: str = "auto"
@@ -81,6 +83,8 @@ def shp_of_run(
         epochs=options.probe_epochs,
         lr=options.probe_lr,
         layer_norm=options.layer_norm,
+        cache_bytes=int(options.cache_gib * 2**30),
+        disk_bytes=int(options.disk_cache_gib * 2**30),
         device=device,
         progress=progress_bar(options.probe_epochs),
     )

@@ -109,6 +109,10 @@ def add_shp(commands) -> None:
         default="matrix",
         help="fields are divided by the largest of the matrix or of their row (default: matrix)",
     )
+    text = "GiB of memory for features while the probes train (default: 2)"
+    shp.add_argument("--cache-gib", type=not_negative, default=2.0, help=text)
+    text = "GiB of temporary files for those that do not fit; else they are recomputed (default: 0)"
+    shp.add_argument("--disk-cache-gib", type=not_negative, default=0.0, help=text)
     shp.add_argument("--no-null", action="store_true", help="leave the null models out")
     shp.add_argument("--batch-size", type=positive_int, default=256, help="default: 256")
     shp.add_argument("--data-root", help="folder of the data set, if it moved since training")
@@ -121,6 +125,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {text}")
     return value
 
 
@@ -146,6 +158,8 @@ def run_shp(args: argparse.Namespace) -> None:
         threshold=args.threshold,
         normalize=args.normalize,
         null=not args.no_null,
+        cache_gib=args.cache_gib,
+        disk_cache_gib=args.disk_cache_gib,
         batch_size=args.batch_size,
         data_root=args.data_root,
         device=args.device,

@@ -34,6 +34,8 @@ from .shp import SHP as SHP
 from .shp import single_head_performance as single_head_performance
 from .snr import SNR as SNR
 from .snr import signal_to_noise as signal_to_noise
+from .streaming import BlockStatistics as BlockStatistics
+from .streaming import stream_block as stream_block
 from .summary import summarize as summarize
 from .sweep import Sweep as Sweep
 from .sweep import sweep_threshold as sweep_threshold

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ._disk import DiskStore, StoredBatch
 from .units import UnitView
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -93,18 +95,25 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-class CachedHeads:
-    """(heads, labels) of every batch, stored after the first pass while they fit in memory.
+Features = tuple[tuple[Tensor, ...], Tensor]  # heads of every block, labels
 
-    Features are rounded to `dtype` whether they are stored or recomputed, so the budget changes
+
+class CachedHeads:
+    """(heads, labels) of every batch, stored after the first pass while they fit.
+
+    Features are rounded to `dtype` whether they are stored or recomputed, so the budgets change
     the time and not the result.
 
     Args:
         model: has `forward_with_heads`; in evaluation mode while this is iterated.
         batches: (images, labels) batches that can be iterated again and again.
-        device: where the model and the stored features are.
+        device: where the model and the features are.
         dtype: of the features.
-        cache_bytes: at most this much is stored; a larger set is recomputed in every pass.
+        cache_bytes: at most this much is stored in memory, of the first batches.
+        disk_bytes: at most this much is stored in files, of the others. What fits into neither
+            makes every pass recompute all.
+        disk_folder: where a folder for them is made; by default where temporary files go. It
+            vanishes with this object.
     """
 
     def __init__(
@@ -114,28 +123,44 @@ class CachedHeads:
         device: torch.device,
         dtype: torch.dtype,
         cache_bytes: int,
+        disk_bytes: int = 0,
+        disk_folder: str | Path | None = None,
     ):
         self.model = model
         self.batches = batches
         self.device = device
         self.dtype = dtype
         self.cache_bytes = cache_bytes
-        self.cached: list[tuple[tuple[Tensor, ...], Tensor]] | None = None
+        self.disk = DiskStore(disk_bytes, disk_folder)
+        self.cached: list[Features | StoredBatch] | None = None
+        self.fits = True  # until a pass has shown that it does not
 
-    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    def __iter__(self) -> Iterator[Features]:
         if self.cached is not None:
-            yield from self.cached
+            for stored in self.cached:
+                yield stored.read(self.device) if isinstance(stored, StoredBatch) else stored
             return
-        room, kept = self.cache_bytes, []
+        room, kept = self.cache_bytes, list[Features | StoredBatch]()
+        self.disk.clear()  # of a pass that was broken off
         for batch in head_batches(self.model, self.batches, self.device):
             heads = tuple(self._rounded(m, x) for m, x in enumerate(batch.heads))
-            room -= sum(x.nbytes for x in heads) + batch.labels.nbytes
-            if room >= 0:
-                kept.append((heads, batch.labels))
-            else:
+            features = heads, batch.labels
+            size = batch.labels.nbytes + sum(x.nbytes for x in heads)
+            entry: Features | StoredBatch | None = None
+            if self.fits and size <= room:
+                room -= size
+                entry = features
+            elif self.fits:
+                room = 0  # so that what lies in memory is always a beginning
+                entry = self.disk.write(features)
+            if entry is not None:
+                kept.append(entry)
+            elif self.fits:
+                self.fits = False
                 kept.clear()
-            yield heads, batch.labels
-        if room >= 0:
+                self.disk.clear()
+            yield features
+        if self.fits:
             self.cached = kept
 
     def _rounded(self, block: int, x: Tensor) -> Tensor:

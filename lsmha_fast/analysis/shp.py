@@ -51,15 +51,20 @@ class SHP:
     bias: bool = False
     layer_norm: bool = False
 
-    def matrix(self, block: int) -> Tensor:
+    def matrix(self, block: int, heads: slice = slice(None)) -> Tensor:
         """Fields M[h, i, j] of block number `block` (from 0), (H, K, K), fp32.
 
         M[h, i, j] is the mean of output j over the images of true label i when only head h is
         alive. The row of a label without images is zero.
+
+        Args:
+            block: from 0.
+            heads: those wanted, by default all.
         """
         counts = self.counts.double()[:, None, None]
-        means = self.sums[block] / counts.clamp(min=1)  # (K, H, D)
-        fields = torch.einsum("ihd,jhd->hij", means, self.fc_weight[block].double())
+        means = self.sums[block][:, heads] / counts.clamp(min=1)  # (K, H, D)
+        weight = self.fc_weight[block][:, heads].double()
+        fields = torch.einsum("ihd,jhd->hij", means, weight)
         if self.bias:
             fields = fields + self.fc_bias[block].double()
         return torch.where(self.counts[:, None] > 0, fields, 0.0).float()
@@ -69,17 +74,23 @@ class SHP:
         """`matrix` of every block."""
         return tuple(self.matrix(m) for m in range(len(self.sums)))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, matrices: bool = True) -> Path:
         """Write one .npz: factors, options, and `matrices.0`, `matrices.1`, ... for other tools.
 
         An interrupted call leaves an earlier file as it was.
+
+        Args:
+            path: of the file.
+            matrices: False leaves the matrices out, which at 1000 labels are a thousand times
+                larger than their factors and are not read back.
         """
         arrays = {"counts": self.counts.numpy()}
         for m in range(len(self.sums)):
             arrays[f"sums.{m}"] = self.sums[m].numpy()
             arrays[f"fc_weight.{m}"] = self.fc_weight[m].numpy()
             arrays[f"fc_bias.{m}"] = self.fc_bias[m].numpy()
-            arrays[f"matrices.{m}"] = self.matrices[m].numpy()
+            if matrices:
+                arrays[f"matrices.{m}"] = self.matrices[m].numpy()
         info = {
             "kind": _KIND,
             "block_names": self.block_names,

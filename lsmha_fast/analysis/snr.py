@@ -42,11 +42,19 @@ def signal_to_noise(matrices: Tensor, clusters: Clusters) -> SNR:
         ValueError: the shapes do not fit, or there are fewer than two labels.
     """
     fields = check_fields(matrices, clusters)
-    K = fields.shape[1]
-    signal = clusters.recognized.sum(0).double()
-    noise = wrong_answers(clusters).sum(0).double()
+    return ratios(
+        clusters.recognized.sum(0).double(),
+        wrong_answers(clusters).sum(0).double(),
+        fields.sum(0),
+    )
+
+
+def ratios(signal: Tensor, noise: Tensor, total: Tensor) -> SNR:
+    """The ratios from what is summed over heads: recognised labels (K,), wrong answers (K, K) and
+    fields (K, K), all fp64."""
+    K = len(signal)
     mean_noise = float(noise.sum()) / (K * (K - 1))
-    unclipped = unclipped_ratio(fields.sum(0))
+    unclipped = unclipped_ratio(total)
     return SNR(
         signal=signal,
         noise=noise,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def train_probes(
     layer_norm: bool = False,
     feature_dtype: torch.dtype = torch.float16,
     cache_bytes: int = 2 << 30,
+    disk_bytes: int = 0,
+    disk_folder: str | Path | None = None,
     device: torch.device | str | None = None,
     seed: int = 0,
     backend: str | None = None,
@@ -49,14 +52,17 @@ def train_probes(
         model: has `forward_with_heads(images) -> (logits (B, K), heads per block (B, N, H, D))`.
             It is moved to `device`, run in evaluation mode, and its modes are restored.
         batches: training (images, labels) batches in an order that mixes the labels; iterated
-            once per epoch, or once in all if the features fit into `cache_bytes`.
+            once per epoch, or once in all if the features fit into `cache_bytes + disk_bytes`.
         val_batches: batches to measure the accuracy on; None measures none.
         epochs: passes over the training features.
         lr: highest learning rate.
         weight_decay: AdamW's, on all weights, not on the biases.
         layer_norm: normalise each token over all channels first, without affine part.
         feature_dtype: the features are rounded to this dtype, stored or not.
-        cache_bytes: memory for stored features, in bytes; 0 recomputes them in every epoch.
+        cache_bytes: memory for stored features, in bytes.
+        disk_bytes: bytes of temporary files for those that do not fit; features that fit into
+            neither are recomputed in every epoch.
+        disk_folder: where these files go; by default where temporary files do.
         device: where to work; by default where the model is.
         seed: of the initial weights, the only random part.
         backend: of `ops.seq_pool`.
@@ -75,7 +81,9 @@ def train_probes(
         )
     reiterable(batches, "batches")
     device = model_device(model, device)
-    features = CachedHeads(model, batches, device, feature_dtype, cache_bytes)
+    features = CachedHeads(
+        model, batches, device, feature_dtype, cache_bytes, disk_bytes, disk_folder
+    )
     with frozen(model, device):
         first = next(head_batches(model, batches, device))
         names = block_names(model, len(first.heads))

@@ -97,6 +97,69 @@ def test_budget_holds_just_what_it_says(model, batches):
     assert model.calls == 1 + 2 * len(batches)
 
 
+def bytes_of(sizes):
+    """Features of batches of TinyModel in fp16, and their labels."""
+    return sum(sizes) * (8 * (3 * 4 + 5 * 2) * 2 + 8)
+
+
+@pytest.mark.parametrize("in_memory", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_memory_does_not_hold_lies_on_disk(model, batches, tmp_path, in_memory, dtype):
+    sizes = [len(labels) for _, labels in batches]
+    kept = train_probes(model, batches, epochs=3, feature_dtype=dtype)
+    model.calls = 0
+    used = []
+
+    def look(*_):
+        used.append(sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()))
+
+    again = train_probes(
+        model,
+        batches,
+        epochs=3,
+        feature_dtype=dtype,
+        cache_bytes=bytes_of(sizes[:in_memory]),
+        disk_bytes=bytes_of(sizes[in_memory:]),
+        disk_folder=tmp_path,
+        progress=look,
+    )
+    assert model.calls == 1 + len(batches)
+    assert used == [bytes_of(sizes[in_memory:])] * 3
+    assert_same(kept, again)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_neither_holds_is_recomputed(model, batches, tmp_path):
+    sizes = [len(labels) for _, labels in batches]
+    used = []
+    train_probes(
+        model,
+        batches,
+        epochs=3,
+        cache_bytes=bytes_of(sizes[:1]),
+        disk_bytes=bytes_of(sizes[1:]) - 1,
+        disk_folder=tmp_path,
+        progress=lambda *_: used.append(len(list(tmp_path.iterdir()))),
+    )
+    assert model.calls == 1 + 3 * len(batches)
+    assert used == [0, 0, 0]
+
+
+def test_broken_off_pass_leaves_no_rest(model, batches, tmp_path):
+    from lsmha_fast.analysis._features import CachedHeads
+
+    size = bytes_of([len(labels) for _, labels in batches])
+    features = CachedHeads(
+        model.eval(), batches, torch.device("cpu"), torch.float16, 0, size, tmp_path
+    )
+    next(iter(features))
+    first, second = list(features), list(features)
+    assert model.calls == 1 + len(batches)
+    for (a, labels), (b, again) in zip(first, second, strict=True):
+        assert torch.equal(labels, again)
+        assert all(map(torch.equal, a, b))
+
+
 def test_seed_decides(model, batches):
     first = train_probes(model, batches, epochs=2, seed=3)
     torch.manual_seed(99)

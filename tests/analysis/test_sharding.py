@@ -138,7 +138,8 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_torchrun_gives_the_bits_of_one_process(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_torchrun_gives_the_bits_of_one_process(tmp_path, ranks):
     from lsmha_fast.analysis import SHP
 
     torch.manual_seed(0)
@@ -149,6 +150,8 @@ def test_torchrun_gives_the_bits_of_one_process(tmp_path):
     script.write_text(WORKER % (SIZES,))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     where = [str(script), str(Path(__file__).parent), str(tmp_path / "shards")]
-    done = subprocess.run([*command, "2", *where], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, str(ranks), *where], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert_same_bits(SHP.load(tmp_path / "shards.npz"), whole)

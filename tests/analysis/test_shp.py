@@ -5,7 +5,13 @@ import torch
 from tiny_model import random_batches, random_probes
 from torch.nn import functional as F
 
-from lsmha_fast.analysis import SHP, single_head_performance
+from lsmha_fast.analysis import (
+    SHP,
+    find_clusters,
+    rank_heads,
+    signal_to_noise,
+    single_head_performance,
+)
 
 
 def naive_matrix(model, probes, batches, block, head, pooling, bias):
@@ -82,6 +88,22 @@ def test_label_without_images_has_zero_fields(model):
     assert shp.counts.tolist() == [2, 2, 0, 2]
     assert (shp.matrices[0][:, 2] == 0).all()
     assert (shp.matrices[0][:, 3] != 0).all()
+
+
+def test_head_of_zeros_recognises_nothing(model, batches):
+    """Neutral values all the way: zero fields, no clusters, no signal, first to be pruned."""
+    with torch.no_grad():
+        for parameter in (model.maps[0].weight, model.maps[0].bias):
+            parameter[4:8] = 0  # head 1 of block 2
+    shp = single_head_performance(model, random_probes(model), batches)
+    fields = shp.matrix(0)
+    assert (fields[1] == 0).all()
+    found = find_clusters(fields)
+    assert not found.recognized[1].any()
+    assert not found.above[1].any()
+    alone = signal_to_noise(fields[1:2], find_clusters(fields[1:2]))
+    assert alone.mean_snr == alone.mean_unclipped == 0
+    assert rank_heads([fields], [found]).removal[0] == (0, 1)
 
 
 def test_saved_and_loaded(model, batches, tmp_path):
