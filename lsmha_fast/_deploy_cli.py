@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .train.config import CONV_FORMS, parse_heads
+from .train.config import CONV_FORMS, parse_per_block
 
 DTYPES = ("float32", "bfloat16", "float16")
 VARIANTS = ("optimized", "eager", "compiled", "published", "published compiled", "onnxruntime")
@@ -34,7 +34,7 @@ def add_deploy_commands(commands: Any, positive_int: Callable, positive_float: C
 def _add_model(parser: argparse.ArgumentParser, positive_int: Callable) -> None:
     parser.add_argument("--num-classes", type=positive_int, default=100, help="default: 100")
     text = "one number, or one per transformer block: 16 or 16,32"
-    parser.add_argument("--num-heads", type=parse_heads, help=text)
+    parser.add_argument("--num-heads", type=parse_per_block, help=text)
     parser.add_argument("--head-dim", type=positive_int)
     parser.add_argument("--conv-blocks", type=int, default=0, help="default: 0")
     parser.add_argument("--conv-form", choices=CONV_FORMS, default="full", help="default: full")
