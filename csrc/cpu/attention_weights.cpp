@@ -18,10 +18,12 @@ float weight_factor(const Options& options, int64_t H) {
   return static_cast<float>((options.seed ? options.keep_factor : 1.0) / static_cast<double>(H));
 }
 
-// Queries of a task, by their number alone: then no bit depends on batch or threads. Dropout's bits
-// are counted from the first query.
-int64_t rows_of(const Options& options, int64_t L) {
-  return options.seed ? L : std::clamp<int64_t>(padded(L / 4), 2 * PAD, 8 * PAD);
+// Queries of a task, which loads all keys and values: few, that threads share an image, but with
+// enough weights to pay for it. Batch and threads do not enter, so that no bit depends on them.
+// Dropout's bits are counted from the first query.
+int64_t rows_of(const Options& options, int64_t H, int64_t L, int64_t S) {
+  const int64_t rows = padded(std::max(L / 4, 2 * GRAIN / (H * S)));
+  return options.seed ? L : std::clamp<int64_t>(rows, 2 * PAD, 8 * PAD);
 }
 
 template <class T>
@@ -31,7 +33,8 @@ void run_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Option
   const auto o = out ? writable<T>(*out) : HeadsOf<T>{};
   auto* average = static_cast<T*>(weights.mutable_data_ptr());
   float* sums = lse.mutable_data_ptr<float>();
-  const int64_t L = call.L, rows = rows_of(options, L), parts = (L + rows - 1) / rows;
+  const int64_t L = call.L, rows = rows_of(options, call.H, L, call.S);
+  const int64_t parts = (L + rows - 1) / rows;
   const int64_t group = std::clamp<int64_t>(PAD / call.D, 1, call.H);
   for_tasks(call.B * parts, call.H * rows * call.S, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; ++t) {

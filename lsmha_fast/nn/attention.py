@@ -254,7 +254,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
         """(..., embed_dim) -> (..., 3, H, D)."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         qkv = F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
-        return qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
+        return qkv.view(*qkv.shape[:-1], 3, self.num_heads, self.head_dim)
 
     def _project_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """q (..., H, D), k and v (..., H, D), with as few products as the inputs allow."""

@@ -128,9 +128,10 @@ def test_autocast_on_the_cpu(need_weights):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing_repeats_the_dropout(use_reentrant):
+@pytest.mark.parametrize("name", ["self", "weights"])
+def test_checkpointing_repeats_the_dropout(name, use_reentrant):
     m, x = module(dropout=0.5), torch.randn(2, 5, 24)
-    call = CALLS["self"]
+    call = CALLS[name]
     results = []
     for wrap in (
         lambda m, x: call(m, x),
