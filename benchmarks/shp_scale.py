@@ -4,8 +4,8 @@ python -m benchmarks.shp_scale                       # 1000 labels, 12 blocks of
 python -m benchmarks.shp_scale --classes 100 --heads 64 --depth 2
 
 Features are made batch by batch from a table of planted labels; every head recognises about 4.
-The command starts itself again with MALLOC_MMAP_THRESHOLD_=1048576: glibc keeps freed blocks of some
-MiB, aligned as torch wants them, and does not reuse them, so that its heap grows without end.
+The command starts itself again with MALLOC_MMAP_THRESHOLD_=1048576: glibc keeps freed blocks of
+some MiB, aligned as torch wants them, and does not reuse them: its heap grows without end.
 """
 
 from __future__ import annotations
