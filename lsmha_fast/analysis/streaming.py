@@ -11,10 +11,9 @@ from .clusters import find_clusters
 from .shp import SHP
 from .snr import SNR, ratios, wrong_answers
 
-# what an element of a (H, K, K) matrix takes at most while its clusters are found: 40 bytes of
-# tensors alive at once (fields in fp32 and three times in fp64, Boolean tensors), measured, and
-# as much again and more that the allocator holds between them
-BYTES_PER_ELEMENT = 100
+# what an element of a (H, K, K) matrix takes at most while its clusters are found: the fields in
+# fp32 and three times in fp64, and Boolean tensors
+BYTES_PER_ELEMENT = 40
 
 
 class BlockStatistics(NamedTuple):
@@ -42,7 +41,9 @@ def stream_block(
 
     The matrices of as many heads as fit into `chunk_bytes` (at least one) are multiplied out from
     their factors, read and dropped. Clusters are those of `find_clusters`; sums over heads are
-    fp64, so the ratios differ from `signal_to_noise` by rounding at most.
+    fp64, so the ratios differ from `signal_to_noise` by rounding at most. The bound is one on what
+    is allocated: glibc may keep freed blocks of some MiB that it does not reuse, unless the
+    environment has MALLOC_MMAP_THRESHOLD_=1048576 when Python starts.
 
     Args:
         shp: what was measured.

@@ -105,8 +105,6 @@ def _units(x: Tensor | None, tap: Tap, images: int) -> Tensor:
     if x is None:
         raise ValueError(f"{tap.name} did not run as a module, so its units cannot be read")
     x = x if tap.batch_first else x.transpose(0, 1)
-    if x.ndim == 4 and tap.heads is not None and x.shape[2] == tap.heads:
-        x = x.flatten(2)
     if x.ndim != 3 or len(x) != images:
         raise ValueError(
             f"{tap.name} gives tokens {tuple(x.shape)} for {images} images, expected ({images}, N, "
