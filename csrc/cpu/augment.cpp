@@ -8,8 +8,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
-#include <memory>
 #include <vector>
 
 namespace {
@@ -68,13 +66,14 @@ Tensor augment(Tensor images, Tensor index, Tensor crops, Tensor layers, Tensor 
   const ResizeTables tables{horizontal.const_data_ptr<int32_t>(),
                             vertical.const_data_ptr<int32_t>()};
   uint8_t* to = out.mutable_data_ptr<uint8_t>();
-  const AugmentImage kernel = augment_kernel();
+  const AugmentKernels& kernels = augment_kernels();
   const int64_t grain = std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, s.numel()));
   torch::stable::parallel_for(0, B, grain, [&](int64_t begin, int64_t end) {
     AugmentScratch scratch(s);
     for (int64_t b = begin; b < end; ++b) {
-      kernel(in + rows[b] * s.numel(), boxes + b * AUGMENT_CROP, steps + b * L * AUGMENT_LAYER, L,
-             tables, fill.data(), s, scratch, to + b * s.numel());
+      kernels.image(in + rows[b] * s.numel(), boxes + b * AUGMENT_CROP,
+                    steps + b * L * AUGMENT_LAYER, L, tables, fill.data(), s, scratch,
+                    to + b * s.numel());
     }
   });
   return out;
@@ -112,12 +111,8 @@ void mix(const uint8_t* own, const uint8_t* partner, double weight,
     }
     return;
   }
-  const float w = static_cast<float>(weight), rest = static_cast<float>(1 - weight);
-  for (int64_t i = 0; i < s.numel(); ++i) {
-    // two roundings, as in PyTorch
-    const volatile float a = own[i] * w, b = partner[i] * rest;
-    out[i] = static_cast<uint8_t>(std::nearbyintf(a + b));
-  }
+  augment_kernels().mixup(own, partner, s.numel(), static_cast<float>(weight),
+                          static_cast<float>(1 - weight), out);
 }
 
 Tensor mix_and_erase(Tensor images, Tensor boxes, Tensor table, Tensor noise, double weight,

@@ -44,9 +44,14 @@ struct AugmentScratch {
   std::vector<double> padded;
 };
 
-// in and out: (C, H, W)
-using AugmentImage = void (*)(const uint8_t* in, const int32_t* crop, const double* layers,
-                              int64_t count, const ResizeTables& tables, const int64_t* fill,
-                              const AugmentSizes& sizes, AugmentScratch& scratch, uint8_t* out);
+struct AugmentKernels {
+  // in and out: (C, H, W)
+  void (*image)(const uint8_t* in, const int32_t* crop, const double* layers, int64_t count,
+                const ResizeTables& tables, const int64_t* fill, const AugmentSizes& sizes,
+                AugmentScratch& scratch, uint8_t* out);
+  // out = round(weight * own + rest * partner), n bytes
+  void (*mixup)(const uint8_t* own, const uint8_t* partner, int64_t n, float weight, float rest,
+                uint8_t* out);
+};
 
-AugmentImage augment_kernel();
+const AugmentKernels& augment_kernels();

@@ -15,7 +15,7 @@ inline const int32_t* resize_rows(const int32_t* table, int64_t size, int64_t ki
 constexpr int RESIZE_BITS = 22;
 
 inline uint8_t resize_byte(int32_t sum) {
-  return static_cast<uint8_t>(std::clamp(sum >> RESIZE_BITS, 0, 255));
+  return static_cast<uint8_t>(between(sum >> RESIZE_BITS, 0, 255));
 }
 
 // Lines of `stride` bytes, of which the first `n` count: out line i is a weighted sum of in lines.
@@ -25,7 +25,7 @@ inline void resize_lines(const uint8_t* in, int64_t lines, int64_t n, int64_t st
   for (int64_t i = 0; i < size; ++i, row += AUGMENT_ROW) {
     const uint8_t* tap[4];
     for (int64_t t = 0; t < 4; ++t) {
-      tap[t] = in + std::min<int64_t>(row[0] + t, lines - 1) * stride;
+      tap[t] = in + lower<int64_t>(row[0] + t, lines - 1) * stride;
     }
     const int32_t w0 = row[1], w1 = row[2], w2 = row[3], w3 = row[4];
     uint8_t* line = out + i * stride;
@@ -73,9 +73,9 @@ inline Pixel linear(Pixel a, Pixel b, Pixel t) { return a + (b - a) * t; }
 // Pixels with two more of the edge's on every side, so that no tap needs a test.
 void pad_pixels(const uint8_t* in, const AugmentSizes& s, Pixel* out) {
   for (int64_t y = -2; y < s.H + 2; ++y) {
-    const uint8_t* line = in + std::clamp<int64_t>(y, 0, s.H - 1) * s.W;
+    const uint8_t* line = in + between<int64_t>(y, 0, s.H - 1) * s.W;
     for (int64_t x = -2; x < s.W + 2; ++x) {
-      const uint8_t* pixel = line + std::clamp<int64_t>(x, 0, s.W - 1);
+      const uint8_t* pixel = line + between<int64_t>(x, 0, s.W - 1);
       Pixel value = spread(pixel[0]);
       for (int64_t c = 1; c < s.C; ++c) value[c] = pixel[c * s.pixels()];
       *out++ = value;
@@ -117,7 +117,9 @@ void affine(const uint8_t* in, const double* numbers, const int64_t* fill, const
       PixelInts value = border;
       if (u >= 0 && u < s.W && v >= 0 && v < s.H) {
         const double left = u - 0.5, top = v - 0.5;
-        const int64_t i = static_cast<int64_t>(left + 1) - 1, j = static_cast<int64_t>(top + 1) - 1;
+        // rounded down; neither is below -0.5
+        const int64_t i = left < 0 ? -1 : static_cast<int64_t>(left);
+        const int64_t j = top < 0 ? -1 : static_cast<int64_t>(top);
         Pixel p = sample(padded + (j + 1) * stride + i + 1, stride, bicubic, left - i, top - j);
         p = p < spread(0) ? spread(0) : p;
         p = p > spread(255) ? spread(255) : p;

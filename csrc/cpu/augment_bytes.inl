@@ -2,7 +2,7 @@
 
 inline uint8_t blend(float base, float factor, float x) {
   const float value = base + factor * (x - base);
-  return static_cast<uint8_t>(std::min(std::max(value, 0.0f), 255.0f));
+  return static_cast<uint8_t>(lower(upper(value, 0.0f), 255.0f));
 }
 
 inline int32_t luma(int32_t r, int32_t g, int32_t b) {
@@ -24,8 +24,8 @@ void apply_table(const uint8_t* in, int64_t n, uint8_t* out, const F& f) {
 void auto_contrast(const uint8_t* in, int64_t n, uint8_t* out) {
   uint8_t low = 255, high = 0;
   for (int64_t i = 0; i < n; ++i) {
-    low = std::min(low, in[i]);
-    high = std::max(high, in[i]);
+    low = lower(low, in[i]);
+    high = upper(high, in[i]);
   }
   if (high <= low) {
     std::memcpy(out, in, n);
@@ -33,7 +33,7 @@ void auto_contrast(const uint8_t* in, int64_t n, uint8_t* out) {
   }
   const double scale = 255.0 / (high - low), offset = -low * scale;
   apply_table(in, n, out, [=](int i) {
-    return static_cast<uint8_t>(std::clamp(static_cast<int>(i * scale + offset), 0, 255));
+    return static_cast<uint8_t>(between(static_cast<int>(i * scale + offset), 0, 255));
   });
 }
 
@@ -49,7 +49,7 @@ void equalize(const uint8_t* in, int64_t n, uint8_t* out) {
   }
   int64_t sum = step / 2;
   apply_table(in, n, out, [&](int i) {
-    const int64_t value = std::min<int64_t>(sum / step, 255);
+    const int64_t value = lower<int64_t>(sum / step, 255);
     sum += counts[i];
     return static_cast<uint8_t>(value);
   });
@@ -91,5 +91,15 @@ void sharpness(const uint8_t* in, float factor, int64_t H, int64_t W, uint8_t* o
       const float smooth = static_cast<float>((2 * sum + 13) / 26);
       out[y * W + x] = blend(smooth, factor, static_cast<float>(row[x]));
     }
+  }
+}
+
+inline void mixup(const uint8_t* own, const uint8_t* partner, int64_t n, float weight, float rest,
+           uint8_t* out) {
+  // to the nearest whole number, ties to even: 2^23 leaves no bits behind the point
+  constexpr float SHIFT = 8388608.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    const float mixed = own[i] * weight + partner[i] * rest;
+    out[i] = static_cast<uint8_t>(static_cast<int32_t>((mixed + SHIFT) - SHIFT));
   }
 }

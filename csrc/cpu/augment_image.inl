@@ -27,7 +27,7 @@ void apply_layer(const uint8_t* in, const double* layer, const int64_t* fill,
       for (int64_t i = 0; i < all; ++i) out[i] = in[i] < level ? in[i] : 255 - in[i];
       return;
     case AugmentCode::SOLARIZE_ADD:
-      for (int64_t i = 0; i < all; ++i) out[i] = in[i] < 128 ? std::min(in[i] + level, 255) : in[i];
+      for (int64_t i = 0; i < all; ++i) out[i] = in[i] < 128 ? lower(in[i] + level, 255) : in[i];
       return;
     case AugmentCode::COLOR:
       return color(in, factor, s, out);

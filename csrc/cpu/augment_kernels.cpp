@@ -1,7 +1,5 @@
 #include "augment.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -15,6 +13,22 @@
 #endif
 
 namespace {
+
+// those of the standard library are compiled without the line above, so they would not be inlined
+template <class T>
+inline T lower(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <class T>
+inline T upper(T a, T b) {
+  return a < b ? b : a;
+}
+
+template <class T>
+inline T between(T x, T low, T high) {
+  return lower(upper(x, low), high);
+}
 
 namespace portable {
 #include "augment_affine.inl"
@@ -33,21 +47,21 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 
-AugmentImage choose() {
+AugmentKernels choose() {
 #ifdef __x86_64__
   // the switch that PyTorch's own CPU kernels obey
   const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && (wish == nullptr || std::string(wish) != "default")) {
-    return avx2::augment_image;
+    return {avx2::augment_image, avx2::mixup};
   }
 #endif
-  return portable::augment_image;
+  return {portable::augment_image, portable::mixup};
 }
 
 }  // namespace
 
-AugmentImage augment_kernel() {
-  static const AugmentImage kernel = choose();
-  return kernel;
+const AugmentKernels& augment_kernels() {
+  static const AugmentKernels kernels = choose();
+  return kernels;
 }

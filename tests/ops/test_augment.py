@@ -16,7 +16,8 @@ needs_cpp = pytest.mark.skipif(ext_missing() is not None, reason=str(ext_missing
 NATIVE = [pytest.param("cpp", marks=needs_cpp), "triton"]
 BACKENDS = ["reference", *NATIVE]
 # (C, H, W): the real one, grey, not square, more than a tile, smaller than a filter
-SIZES = [(3, 32, 32), (1, 32, 32), (3, 24, 40), (3, 64, 64), (3, 2, 2)]
+SIZES = [(3, 32, 32), (1, 32, 32), (3, 24, 40), (3, 2, 2)]
+INTERPRETED = not torch.cuda.is_available()
 FILL = [129, 124, 112]
 
 
@@ -43,10 +44,13 @@ def run(images, index, crops, layers, backend, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_operations_give_pillows_bytes(backend, name, size, device):
-    if backend == "triton" and size[1] != 32 and device == "cpu":
-        size = (size[0], min(size[1], 24), min(size[2], 26))  # the interpreter takes its time
-    C, H, W = size
     images = pictures(*size)
+    if backend == "triton" and INTERPRETED:  # it takes its time: more than a tile, few images
+        if size[0] == 1 or size[2] == 40:
+            pytest.skip("too long in Triton's interpreter")
+        size = (3, 24, 26) if size[1] == 32 else size
+        images = pictures(*size)[3:]
+    C, H, W = size
     cases = [(8.61, 1, 0), (9.37, -1, 1), (10.0, 1, 1), (7.9, -1, 0), (0.0, 1, 1)]
     magnitude, sign, kind = (np.repeat(np.array(v), len(images)) for v in zip(*cases, strict=True))
     chosen = np.full(len(magnitude), NAMES.index(name))
@@ -60,12 +64,12 @@ def test_operations_give_pillows_bytes(backend, name, size, device):
         assert torch.equal(out[i], augment_oracle.to_tensor(expected)), (case, b)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [*SIZES, (3, 48, 64)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_crops_give_pillows_bytes(backend, size, device):
     C, H, W = size
     images = pictures(*size)
-    n = 8 if backend == "triton" and device == "cpu" else 60
+    n = 3 if backend == "triton" and INTERPRETED else 60
     rng = np.random.default_rng(0)
     height, width = rng.integers(1, H + 1, n), rng.integers(1, W + 1, n)
     top, left = rng.integers(0, H - height + 1), rng.integers(0, W - width + 1)
@@ -82,7 +86,7 @@ def test_crops_give_pillows_bytes(backend, size, device):
 def test_a_whole_recipe_gives_pillows_bytes(backend, device):
     """Crop, flip and two drawn operations one after another, as timm runs them."""
     images = pictures(3, 32, 32)
-    n = 12 if backend == "triton" and device == "cpu" else 200
+    n = 4 if backend == "triton" and INTERPRETED else 200
     plan = draw_plan(
         AugmentConfig(auto_augment="rand-m9-mstd0.5-p1-inc1"), 3, 1, torch.arange(n), 32, 32
     )
@@ -124,7 +128,7 @@ def mix_inputs(B, C, H, W):
 @pytest.mark.parametrize("size", [(4, 3, 32, 32), (5, 3, 20, 36), (1, 1, 17, 9)], ids=str)
 @pytest.mark.parametrize("backend", NATIVE)
 def test_backends_mix_to_the_same_bits(backend, size, mix, dtype, device):
-    if backend == "triton" and device == "cpu" and dtype == torch.bfloat16:
+    if backend == "triton" and INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter computes bfloat16 wrongly")
     weight, cut = MIXES[mix]
     device = "cpu" if backend == "cpp" else device

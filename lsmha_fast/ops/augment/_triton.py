@@ -30,6 +30,7 @@ SHARPNESS = tl.constexpr(common.SHARPNESS)
 CROP, LAYER, BOX = (tl.constexpr(v) for v in (common.CROP, common.LAYER, common.BOX))
 ROW = tl.constexpr(1 + common.TAPS)
 BITS = tl.constexpr(common.PRECISION)
+HALF = tl.constexpr(1 << (common.PRECISION - 1))
 GOLDEN = tl.constexpr(common.GOLDEN)
 MULTIPLY_1 = tl.constexpr(common.MULTIPLY_1)
 MULTIPLY_2 = tl.constexpr(common.MULTIPLY_2)
@@ -66,10 +67,10 @@ def _crop(
         wide, high = wide_ptr + x * ROW, high_ptr + y * ROW
         first_x = tl.load(wide, mask=mask, other=0)
         first_y = tl.load(high, mask=mask, other=0)
-        total = tl.full([TILE], 1 << (BITS - 1), tl.int32)
+        total = tl.full([TILE], HALF, tl.int32)
         for v in tl.static_range(4):
             row = (top + tl.minimum(first_y + v, height - 1)) * W + left
-            line = tl.full([TILE], 1 << (BITS - 1), tl.int32)
+            line = tl.full([TILE], HALF, tl.int32)
             for u in tl.static_range(4):
                 at = row + tl.minimum(first_x + u, width - 1)
                 pixel = tl.load(images_ptr + at, mask=mask, other=0).to(tl.int32)
