@@ -42,12 +42,15 @@ class Peers:
             return device
         return torch.device("cuda", self.local_rank)
 
+    def share_norms(self, model: nn.Module, device: torch.device) -> None:
+        """Make BatchNorms use the statistics of all GPUs; the CPU has no such layer."""
+        if self.world_size > 1 and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model with gradients averaged over all processes in backward."""
         if self.world_size == 1:
             return model
-        if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [device.index] if device.type == "cuda" else None
         # static graph: the pooling's bias never gets a gradient
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, static_graph=True)
