@@ -109,9 +109,12 @@ def joined(config: TrainConfig) -> Iterator[Peers]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    ours = not dist.is_initialized()  # else the caller's, who may train several runs in it
+    if ours:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         control = dist.new_group(backend="gloo")
         yield Peers(dist.get_rank(), world_size, local_rank, control)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()
