@@ -42,12 +42,15 @@ class Peers:
             return device
         return torch.device("cuda", self.local_rank)
 
+    def share_norms(self, model: nn.Module, device: torch.device) -> None:
+        """Make BatchNorms use the statistics of all GPUs; the CPU has no such layer."""
+        if self.world_size > 1 and device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model with gradients averaged over all processes in backward."""
         if self.world_size == 1:
             return model
-        if device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [device.index] if device.type == "cuda" else None
         # static graph: the pooling's bias never gets a gradient
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, static_graph=True)
@@ -106,9 +109,12 @@ def joined(config: TrainConfig) -> Iterator[Peers]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    ours = not dist.is_initialized()  # else the caller's, who may train several runs in it
+    if ours:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         control = dist.new_group(backend="gloo")
         yield Peers(dist.get_rank(), world_size, local_rank, control)
     finally:
-        dist.destroy_process_group()
+        if ours:
+            dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -105,8 +106,8 @@ def train(
         trainer.try_one_image()  # what cannot run shall fail before anything is written
         session = Session(config, folder, trainer, options, stop, say)
         with session.opened(bool(resume)):
-            session.run()
-        return session.result()
+            finished = session.run()
+        return session.result(None if finished else stop.signal or signal.SIGTERM)
 
 
 def write_run(config: TrainConfig, folder: Path, model: nn.Module, *, epoch: int) -> RunResult:
@@ -175,8 +176,8 @@ class Session:
                 for sink in self.sinks:
                     sink.close()
 
-    def run(self) -> None:
-        """Epochs until the end, a stop, or a loss that is not finite."""
+    def run(self) -> bool:
+        """Epochs until the end, a stop (then False), or a loss that is not finite."""
         if self.trainer.epoch == self.trainer.step == 0:
             self.save()
         try:
@@ -184,8 +185,10 @@ class Session:
                 pass
         except Diverged as error:
             self.save_diverged(error)
-        if self.peers.is_main and self.trainer.epoch == self.config.total_epochs:
+        finished = self.trainer.epoch == self.config.total_epochs
+        if self.peers.is_main and finished:
             write_curves(self.folder)
+        return finished
 
     def run_epoch(self) -> bool:
         """One epoch, or what is left of it; False after a stop."""
@@ -272,8 +275,8 @@ class Session:
             f"a lower --lr (now {self.config.lr}) usually helps"
         )
 
-    def result(self) -> RunResult:
-        """What came of it."""
+    def result(self, stopped_by: int | None) -> RunResult:
+        """What came of it; where another process got the signal, it is taken for SIGTERM."""
         trainer = self.trainer
         return RunResult(
             self.folder,
@@ -281,5 +284,5 @@ class Session:
             trainer.best_epoch,
             trainer.last,
             trainer.seconds,
-            self.stop.signal if trainer.epoch < self.config.total_epochs else None,
+            stopped_by,
         )

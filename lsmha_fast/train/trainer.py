@@ -67,9 +67,10 @@ class Trainer:
         self.amp_dtype = pick_amp(config.amp, device)
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
-        self.forward = self.peers.wrap(model, device)
-        if compiled is not None:
-            self.forward = compile_model(self.forward, compiled, device)
+        self.peers.share_norms(model, device)
+        # evaluation goes past DDP, whose forward is a meeting of all processes
+        self.alone = model if compiled is None else compile_model(model, compiled, device)
+        self.forward = self.peers.wrap(self.alone, device)
         self.epoch, self.step = 0, 0
         self.best, self.best_epoch, self.last = 0.0, 0, 0.0
         self.best_weights: dict[str, Tensor] = {}
@@ -163,7 +164,7 @@ class Trainer:
         self.bad.check_now()
         lr = config_lr(self.config, self.epoch, 1 - 1 / len(self.batches))
         test = evaluate(
-            self.forward,
+            self.alone,
             self.test_batches,
             self.train_set,
             self.amp_dtype,
