@@ -43,7 +43,10 @@ def test_help_is_fast_and_imports_no_torch():
     assert min(seconds) < 0.4
 
 
-@pytest.mark.parametrize("command", ["train", "shp", "committee", "data", "info"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "shp", "committee", "data", "info", "latency", "arch", "export", "classify"],
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
