@@ -10,9 +10,12 @@ import os
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks.common import DEVICE, info, relative_error, sync_timer
 from lsmha_fast import create_model
+from lsmha_fast.deploy.fold import Affine
+from lsmha_fast.deploy.layers import Dense, PackedDense, packing_missing
 from lsmha_fast.deploy.variants import VARIANTS, Unavailable
 
 FULL = DEVICE == "cuda" or os.environ.get("LSMHA_BENCH_FULL") == "1"
@@ -53,3 +56,25 @@ def test_inference(benchmark, method, model, batch):
         images_per_second=batch / benchmark.stats["median"],
         error=relative_error(logits[:2].cpu(), high[: len(logits)]),
     )
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="weights are sorted on a CPU alone")
+@pytest.mark.benchmark(group="inference-product", max_time=0.3)
+@pytest.mark.parametrize("size", [(256, 768), (256, 256), (256, 512), (512, 256)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("method", ["linear", "sorted"])
+def test_product(benchmark, method, dtype, size):
+    """One product of a block with the 256 tokens of one image."""
+    if packing_missing(dtype) is not None:
+        pytest.skip(packing_missing(dtype))
+    torch.manual_seed(0)
+    inputs, outputs = size
+    x = torch.randn(256, inputs).to(dtype)
+    weight = torch.randn(outputs, inputs, dtype=torch.float64) * inputs**-0.5
+    dense = Dense(Affine(weight, torch.randn(outputs, dtype=torch.float64)), dtype)
+    run = dense if method == "linear" else PackedDense(dense, len(x))
+    with torch.inference_mode():
+        out = run(x)
+        benchmark(run, x)
+    high = F.linear(x.double(), dense.weight.double(), dense.bias.double())
+    info(benchmark, flops=2 * len(x) * inputs * outputs, error=relative_error(out, high))

@@ -54,6 +54,8 @@ def _add_latency(commands: Any, positive_int: Callable, positive_float: Callable
     text = "leave out what would take longer for one call (default: 10 s)"
     latency.add_argument("--longest-call", type=positive_float, default=10.0, help=text)
     latency.add_argument("--threads", type=positive_int, help="of PyTorch on a CPU")
+    text = "count the processor time of one thread, where the machine does other work, too"
+    latency.add_argument("--cpu-time", action="store_true", help=text)
     latency.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     latency.add_argument("--out", type=Path, help="folder for summary.json, with --model")
     latency.set_defaults(run=run_latency)
@@ -108,6 +110,7 @@ def run_latency(args: argparse.Namespace) -> None:
         seconds=args.seconds,
         longest_call=args.longest_call,
         threads=args.threads,
+        cpu_time=args.cpu_time,
         device=args.device,
     )
     if args.model is None:

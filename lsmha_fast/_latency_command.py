@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -30,6 +31,7 @@ class LatencyOptions:
     seconds: float = 2.0
     longest_call: float = 10.0
     threads: int | None = None
+    cpu_time: bool = False
     device: str = "auto"
 
 
@@ -38,20 +40,22 @@ def latency_of_model(
 ) -> Iterator[str]:
     """Measure a model and write `out`/summary.json; yields lines for people to read."""
     device = pick_device(options.device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    rows, skipped = measure(
-        model.eval(),
-        options.batches,
-        [getattr(torch, dtype) for dtype in options.dtypes],
-        options.variants,
-        device,
-        Budget(options.seconds, options.longest_call),
-        progress=_progress,
-    )
-    record = summary(rows, skipped, device, shlex.join(["lsmha", *sys.argv[1:]]))
+    if options.cpu_time and (device.type != "cpu" or options.threads not in (None, 1)):
+        raise ValueError("--cpu-time is of one thread on a CPU; leave out --device and --threads")
+    with _threads(1 if options.cpu_time else options.threads):
+        rows, skipped = measure(
+            model.eval(),
+            options.batches,
+            [getattr(torch, dtype) for dtype in options.dtypes],
+            options.variants,
+            device,
+            Budget(options.seconds, options.longest_call, options.cpu_time),
+            progress=_progress,
+        )
+        record = summary(rows, skipped, device, shlex.join(["lsmha", *sys.argv[1:]]))
     record["model"] = name
-    yield f"{name} on {record['device']}, clock {record['clock']}, random images"
+    record["timer"] = "processor time of one thread" if options.cpu_time else "wall clock"
+    yield f"{name} on {record['device']}, random images; {record['timer']}; {record['clock']}"
     yield from table(rows, skipped)
     if out is not None:
         path = out / "summary.json"
@@ -71,6 +75,17 @@ def latency_of_runs(folders: Sequence[Path], options: LatencyOptions) -> Iterato
         path = folders[0] / "latency" / "pareto.png"
         plot_pareto(points, path)
         yield f"written: {path}"
+
+
+@contextlib.contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """PyTorch with so many threads inside the block; None leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _progress(line: str) -> None:

@@ -50,10 +50,20 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure: seconds per variant and batch, and the longest call worth repeating."""
+    """How to measure: seconds per variant and batch, the longest call worth repeating, the timer.
+
+    `cpu_time` counts the processor time of the calling thread, which other load on the machine
+    hardly disturbs; it means something on a CPU with one thread.
+    """
 
     seconds: float = 2.0
     longest_call: float = 10.0
+    cpu_time: bool = False
+
+    @property
+    def timer(self) -> Callable[[], float]:
+        """Seconds since some moment."""
+        return time.thread_time if self.cpu_time else time.perf_counter
 
 
 def percentile(sorted_values: Sequence[float], q: float) -> float:
@@ -114,7 +124,7 @@ def measure(
                     progress(f"batch {batch}: {name}, {key[1]}")
                 try:
                     call = VARIANTS[name](model, images, dtype)
-                    cost[key] = _warm_up(call, budget.seconds / 10) / batch
+                    cost[key] = _warm_up(call, budget.seconds / 10, budget.timer) / batch
                     error = _error(call, high)
                 except Unavailable as reason:
                     skipped.append(Skipped(*key, batch, str(reason)))
@@ -123,7 +133,7 @@ def measure(
         times: list[list[float]] = [[] for _ in ready]
         for _ in range(ROUNDS):
             for (_, _, call, _), seconds in zip(ready, times, strict=True):
-                seconds += _time_calls(call, budget.seconds / ROUNDS)
+                seconds += _time_calls(call, budget.seconds / ROUNDS, budget.timer)
         for (name, kind, _, error), seconds in zip(ready, times, strict=True):
             rows.append(_row(name, kind, batch, sorted(seconds), error))
     return rows, skipped
@@ -137,25 +147,25 @@ def _on_cpu_in_fp64(model: CCT) -> torch.nn.Module:
     return copy.deepcopy(model).cpu().double().eval()
 
 
-def _warm_up(call: Call, seconds: float) -> float:
+def _warm_up(call: Call, seconds: float, timer: Callable[[], float]) -> float:
     """Call at least twice and for so long; the seconds of the last call."""
     call()  # compiles what is compiled on first use
-    end = time.perf_counter() + seconds
+    end = timer() + seconds
     while True:
-        start = time.perf_counter()
+        start = timer()
         call()
-        now = time.perf_counter()
+        now = timer()
         if now >= end:
             return now - start
 
 
-def _time_calls(call: Call, seconds: float) -> list[float]:
+def _time_calls(call: Call, seconds: float, timer: Callable[[], float]) -> list[float]:
     times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < FEWEST_CALLS or time.perf_counter() < end:
-        start = time.perf_counter()
+    end = timer() + seconds
+    while len(times) < FEWEST_CALLS or timer() < end:
+        start = timer()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(timer() - start)
     return times
 
 

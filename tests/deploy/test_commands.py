@@ -110,6 +110,7 @@ def test_classify_goes_on_after_bad_files(run, tmp_path, capsys):
         (["latency"], "run folders, or --model"),
         (["latency", "--model", "cct_9_3x1_32"], "depth 9"),
         (["latency", "no-such-run"], "no run folder"),
+        (["latency", "--model", "cct_2_3x2_32", "--cpu-time", "--threads", "2"], "one thread"),
         (["classify", "x.png", "--run", "no-such-run"], "no run folder"),
         (["export", "no-such-run", "--format", "pt2"], "no run folder"),
         (["arch", "cct_7"], "unknown model"),
@@ -126,6 +127,8 @@ def test_latency_and_arch_print_tables(capsys):
     options = ["--seconds", "0.02", "--batch", "1", "--variants", "optimized,eager"]
     assert main(["latency", "--model", "cct_2_3x2_32", *options]) == 0
     assert "optimized" in capsys.readouterr().out
+    assert main(["latency", "--model", "cct_2_3x2_32", "--cpu-time", *options]) == 0
+    assert "processor time of one thread" in capsys.readouterr().out
     assert main(["arch", "--conv-blocks", "2", "--num-heads", "64"]) == 0
     assert "block 7: 64 heads of 4" in capsys.readouterr().out
 
