@@ -3,7 +3,8 @@
 B = 8, N = 256, H x D = 256, two threads, contiguous q, k, v: how many times as long as ours
 `scaled_dot_product_attention` takes, by medians of both measured in turns in one process.
 ATEN_CPU_CAPABILITY=avx2 (or default) holds both to AVX2 (or to no vector extension at all): it is
-PyTorch's own switch, read once per process. --all runs the three in processes of their own.
+PyTorch's own switch, read once per process. --all runs the three in processes of their own. With
+--threads 1 times are those of the processor, which other programs do not change.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ CAPABILITIES = ("avx512", "avx2", "default")
 
 def ratios(B: int, N: int, D: int, dtype: torch.dtype, rounds: int) -> list[float]:
     """SDPA's time over ours: forward, and forward with autograd's backward."""
+    timer = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     q, k, v, do = (torch.randn(B, CHANNELS // D, N, D).to(dtype) for _ in range(4))
     found = []
     for backward in (False, True):
@@ -42,6 +45,7 @@ def ratios(B: int, N: int, D: int, dtype: torch.dtype, rounds: int) -> list[floa
                 "sdpa": lambda call=call: call(F.scaled_dot_product_attention),
             },
             rounds,
+            timer,
         )
         found.append(seconds["sdpa"] / seconds["ours"])
     return found

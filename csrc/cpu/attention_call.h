@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention_kernels.h"
-#include "pool_heads.h"
+#include "bfloat16.h"
 
 #include <algorithm>
 #include <cmath>
@@ -48,24 +48,16 @@ struct BiasGradient {
   int64_t l = 0, s = 0;
 };
 
-inline float to_acc(float x) { return x; }
 inline double to_acc(double x) { return x; }
-
-inline float to_acc(Bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+template <class T>
+float to_acc(T x) {
+  return to_float(x);
 }
 
-inline void assign(float& to, float value) { to = value; }
 inline void assign(double& to, double value) { to = value; }
-
-inline void assign(Bfloat16& to, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  to = static_cast<Bfloat16>(value == value ? rounded : 0x7fc0);
+template <class T>
+void assign(T& to, float value) {
+  to = from_float<T>(value);
 }
 
 // numbers of the keys that image b attends to, ascending

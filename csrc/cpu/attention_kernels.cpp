@@ -2,10 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <string>
 #include <utility>
+
+#include "bfloat16.h"
+#include "instruction_set.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -64,6 +65,7 @@ const Exp2Table exp2_table;
 
 namespace portable {
 constexpr int LANES = 4;
+#include "vectors.inl"
 #include "attention_simd.inl"
 #include "attention_philox.inl"
 #include "attention_fused.inl"
@@ -79,6 +81,7 @@ LSMHA_ENTRY(1)
 namespace avx2 {
 constexpr int LANES = 8;
 #define LSMHA_AVX2
+#include "vectors.inl"
 #include "attention_simd.inl"
 #include "attention_philox.inl"
 #include "attention_fused.inl"
@@ -95,6 +98,7 @@ LSMHA_ENTRY(2)
 namespace avx512 {
 constexpr int LANES = 16;
 #define LSMHA_AVX512
+#include "vectors.inl"
 #include "attention_simd.inl"
 #include "attention_philox.inl"
 #include "attention_fused.inl"
@@ -109,19 +113,13 @@ LSMHA_ENTRY(4)
 
 AttentionKernels choose() {
 #ifdef __x86_64__
-  // the switch that PyTorch's own CPU kernels obey
-  const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string most = wish == nullptr ? "" : wish;
-  __builtin_cpu_init();
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512 && most != "avx2" && most != "default") {
+  const InstructionSet widest = instruction_set();
+  if (widest == InstructionSet::Avx512) {
     return {avx512::largest_logit, avx512::forward, avx512::backward, avx512::add_weights,
             avx512::weights_backward, avx512::keep_bits, avx512::gather_block,
             avx512::scatter_block};
   }
-  if (has_avx2 && most != "default") {
+  if (widest == InstructionSet::Avx2) {
     return {avx2::largest_logit, avx2::forward, avx2::backward, avx2::add_weights,
             avx2::weights_backward, avx2::keep_bits, avx2::gather_block,
             avx2::scatter_block};

@@ -1,23 +1,7 @@
-// Vectors of LANES floats and the functions of them that attention needs.
-//
-// Included once per instruction set, inside a namespace that defines LANES.
+// The functions of vectors that attention needs. Included once per instruction set, after
+// vectors.inl.
 
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));
 typedef uint64_t WideVec __attribute__((vector_size(4 * LANES)));
-
-inline Vec fill(float value) { return Vec{} + value; }
-
-inline Vec load(const float* p) {
-  Vec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-
-inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
 inline UintVec iota() {
   UintVec v;
@@ -25,25 +9,9 @@ inline UintVec iota() {
   return v;
 }
 
-template <int... I>
-inline Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, I...);
-#else
-  return __builtin_shuffle(a, b, IntVec{I...});
-#endif
-}
-
-template <int... I>
-inline Vec add_pairs(Vec a, Vec b, std::integer_sequence<int, I...>) {
-  return pick(a, b, std::integer_sequence<int, (2 * I)...>()) +
-         pick(a, b, std::integer_sequence<int, (2 * I + 1)...>());
-}
-
 // to[n] = the sum over the lanes of v[n]; N: a power of two
 template <int N>
 inline void store_sums(float* to, Vec* v) {
-  using Lanes = std::make_integer_sequence<int, LANES>;
   if constexpr (N > LANES) {
     store_sums<LANES>(to, v);
     store_sums<N - LANES>(to + LANES, v + LANES);
@@ -133,9 +101,14 @@ inline Vec where_kept(Vec v, const uint16_t* bits, int64_t lane) {
 }
 
 inline uint16_t not_below(UintVec a, UintVec b) {
+  const IntVec kept = a >= b;
+#ifdef LSMHA_AVX2
+  return static_cast<uint16_t>(_mm256_movemask_ps((__m256)kept));
+#else
   uint32_t bits = 0;
-  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(a[i] >= b[i]) << i;
+  for (int i = 0; i < LANES; ++i) bits |= static_cast<uint32_t>(kept[i] & 1) << i;
   return static_cast<uint16_t>(bits);
+#endif
 }
 
 inline WideVec multiply_low(WideVec a, uint32_t b) {

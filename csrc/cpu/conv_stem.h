@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "pool_heads.h"  // Bfloat16
+#include "bfloat16.h"
 
 // windows: kernel, step and border along both sides
 struct Windows {

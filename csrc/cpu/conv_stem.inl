@@ -1,12 +1,7 @@
 // Convolution, ReLU and max pooling of one image, one block of channels at a time.
 //
-// Included once per instruction set, inside a namespace that defines LANES: how many floats one
-// vector holds. Vectors run along the channels, so that tokens come out as they are stored.
+// Included once per instruction set, after vectors.inl. Vectors run along the channels, so that tokens come out as they are stored.
 
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));
-typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 
 // vectors of a block of channels, and sums at a time: as many accumulators as registers allow
@@ -14,33 +9,10 @@ constexpr int WIDTH = LANES == 16 ? 4 : 2;
 constexpr int TILE = 4;
 constexpr int64_t BLOCK = WIDTH * LANES;
 
-inline Vec fill(float value) { return Vec{} + value; }
-
-inline Vec load(const float* p) {
-  Vec v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline Vec load(const Bfloat16* p) {
-  HalfVec bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return (Vec)(__builtin_convertvector(bits, UintVec) << 16);
-}
-
 inline IntVec load_codes(const uint8_t* p) {
   ByteVec bytes;
   std::memcpy(&bytes, p, sizeof bytes);
   return __builtin_convertvector(bytes, IntVec);
-}
-
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-
-inline void store(Bfloat16* p, Vec v) {
-  const UintVec bits = (UintVec)v;
-  const UintVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const HalfVec half = __builtin_convertvector(v == v ? rounded : UintVec{} + 0x7fc0, HalfVec);
-  std::memcpy(p, &half, sizeof half);
 }
 
 inline void store_codes(uint8_t* p, IntVec codes) {

@@ -1,24 +1,16 @@
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <string>
+#include <utility>
 
 #include "conv_stem.h"
+#include "instruction_set.h"
 
 namespace {
 
-inline float to_float(float x) { return x; }
-
-inline float to_float(Bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 namespace portable {
 constexpr int LANES = 4;
+#include "vectors.inl"
 #include "conv_stem.inl"
 #include "conv_stem_backward.inl"
 }  // namespace portable
@@ -28,6 +20,7 @@ constexpr int LANES = 4;
 #pragma GCC target("avx2,fma")
 namespace avx2 {
 constexpr int LANES = 8;
+#include "vectors.inl"
 #include "conv_stem.inl"
 #include "conv_stem_backward.inl"
 }  // namespace avx2
@@ -37,6 +30,7 @@ constexpr int LANES = 8;
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
 constexpr int LANES = 16;
+#include "vectors.inl"
 #include "conv_stem.inl"
 #include "conv_stem_backward.inl"
 }  // namespace avx512
@@ -46,18 +40,12 @@ constexpr int LANES = 16;
 template <class T>
 StemKernels<T> choose() {
 #ifdef __x86_64__
-  // the switch that PyTorch's own CPU kernels obey
-  const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string most = wish == nullptr ? "" : wish;
-  __builtin_cpu_init();
-  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512 && most != "avx2" && most != "default") {
+  const InstructionSet widest = instruction_set();
+  if (widest == InstructionSet::Avx512) {
     return {avx512::BLOCK, avx512::stem_forward<T>, avx512::stem_backward<T>,
             avx512::stem_scatter<T>};
   }
-  if (has_avx2 && most != "default") {
+  if (widest == InstructionSet::Avx2) {
     return {avx2::BLOCK, avx2::stem_forward<T>, avx2::stem_backward<T>, avx2::stem_scatter<T>};
   }
 #endif

@@ -5,8 +5,7 @@
 
 #include <cstdint>
 
-// storage of bfloat16: the upper half of a float
-enum class Bfloat16 : uint16_t {};
+#include "bfloat16.h"
 
 // what the gradient of one image needs beside the tokens, and where it goes
 template <class T>

@@ -230,8 +230,9 @@ def test_logits_far_from_zero(D, dtype):
 @needs_compiler
 @pytest.mark.parametrize("D", [1, 2, 4, 8])
 def test_fp32_logits_keep_all_bits(D):
-    """Peaked rows, and logits so large that two tf32 parts of q and k would show."""
-    for sharp in (1.0, 8.0):
+    """Peaked rows, and logits so large that two tf32 parts of q and k would show. At D = 1 plain
+    fp32 rounds a dominating logit as it rounds lse, which hides the error of lse: less sharp."""
+    for sharp in (1.0, 8.0 if D > 1 else 2.0):
         do, a = make((1, 1, 40, 70, D), torch.float32)
         assert_exact(do, a._replace(q=a.q * sharp, k=a.k * sharp))
     for offset in (-200.0, 200.0, -1e4, 1e4):

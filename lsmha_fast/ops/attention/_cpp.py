@@ -1,21 +1,23 @@
 """Attention by the native CPU kernels: float32 and bfloat16 on vectors, float64 plainly.
 
-Clock cycles per 16 weights on one AVX-512 core (512-bit operations on pairs of 256-bit units: one
-multiply-add per cycle), 256 tokens, tensors in the cache, beside the least that the multiply-adds
-take (2 D forward, 5 D backward, 3 for the exponential, 1 more for the gradient):
+Clock cycles per 16 weights on one core, 256 tokens, tensors in the cache, as
+`python -m benchmarks.cpu_cycles` printed them on an AMD EPYC of family 26 (Zen 5: two 512-bit
+multiply-adds a cycle, 4.15 GHz), beside the least that the multiply-adds take with AVX-512 (2 D
+forward, 5 D backward, 3 for the exponential, 1 more for the gradient; half a cycle each):
 
-| D  | forward | least | with dropout | backward | least |
-|----|---------|-------|--------------|----------|-------|
-| 1  | 7.8     | 5     | 8.5          | 12.8     | 9     |
-| 2  | 9.4     | 7     | 10.1         | 19.2     | 14    |
-| 4  | 14.0    | 11    | 14.5         | 33.2     | 24    |
-| 8  | 24.3    | 19    | 25.2         | 68.7     | 44    |
-| 16 | 41.1    | 37    | 41.6         | 98.3     | 86    |
-| 32 | 74.3    | 69    | 74.8         | 175      | 166   |
+|    | AVX-512 |       |              |          |       | AVX2    |              |          |
+| D  | forward | least | with dropout | backward | least | forward | with dropout | backward |
+|----|---------|-------|--------------|----------|-------|---------|--------------|----------|
+| 1  | 4.0     | 2.5   | 4.7          | 6.8      | 4.5   | 10.8    | 12.1         | 16.0     |
+| 2  | 5.4     | 3.5   | 6.0          | 10.3     | 7     | 14.0    | 16.6         | 24.3     |
+| 4  | 8.5     | 5.5   | 9.1          | 19.4     | 12    | 22.4    | 24.9         | 42.2     |
+| 8  | 16.9    | 9.5   | 17.7         | 43.6     | 22    | 40.8    | 44.3         | 91.4     |
+| 16 | 22.4    | 18.5  | 22.9         | 55.9     | 43    | 57.2    | 59.3         | 117.9    |
+| 32 | 39.6    | 34.5  | 40.1         | 91.0     | 83    | 99.1    | 101.4        | 224.5    |
 
-Dropout's random bits take 9.7 more, in each pass. At D = 1 the 12 instructions of a weight, of all
-kinds, bound the forward pass before the multiply-adds do: 6 cycles. From 16 channels on the weights
-go through the cache, and the exponential has 5 multiply-adds (the table's least counts them).
+Dropout's random bits take 6.5 more (12.5 with AVX2), in each pass. At D = 1 the 12 instructions of
+a weight, of all kinds, bound the forward pass before the multiply-adds do. From 16 channels on the
+weights go through the cache, and the exponential has 5 multiply-adds, which the least counts.
 
 Averaged weights have a kernel of their own, as they need the sum of a row before any weight of it:
 all keys of a few queries stay in the cache, so each weight is computed once for the output and the

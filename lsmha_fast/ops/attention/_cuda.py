@@ -10,11 +10,14 @@ slots; "exp" is the share of the exponentials that run there, the others are pol
 | 16-bit                 | 5 to 8  | 143       | 4.2   | 0.75 |
 | 16-bit                 | 9 to 16 | 163       | 4.8   | 0.75 |
 | 16-bit, dropout        | 1 to 4  | 168       | 7.8   | 1    |
-| fp32                   | 1 to 4  | 113       | 6.8   | 1    |
+| fp32                   | 1 to 4  | 123       | 6.9   | 1    |
+| fp32                   | 5 to 8  | 165       | 7.7   | 1    |
+| fp32                   | 9 to 16 | 223       | 10.3  | 1    |
 
 A tile of 32 queries takes about 350 slots per lane beside its loop. One that needs exact row maxima
-takes 1.5 slots per score more, and is computed twice where that was not known. fp32 runs as tf32
-products of two parts each.
+takes 1.5 slots per score more (0.6 and 1.3 more again in fp32 from 5 and 9 channels on), and is
+computed twice where that was not known. fp32 runs as tf32 products of two parts each; logits of up
+to 4 channels, and all logits where maxima are exact, take a third part.
 """
 
 from __future__ import annotations
