@@ -57,7 +57,8 @@ def attention_backward(
         buffer.copy_(grad)
     dhead_scale = a.q.new_empty(0)
     if a.head_scale is not None:
-        dhead_scale = torch.einsum("bhsd,bhsd->h", grads[2].to(lse.dtype), a.v.to(lse.dtype))
+        # by `sum`, which adds in pairs; a dot product of so many terms loses digits
+        dhead_scale = (grads[2].to(lse.dtype) * a.v.to(lse.dtype)).sum((0, 2, 3))
         dhead_scale = dhead_scale.to(a.head_scale.dtype)
         dv *= a.head_scale.to(dv.dtype)[:, None, None]
     return a.q.new_empty(0), dhead_scale
