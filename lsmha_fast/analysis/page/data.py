@@ -25,7 +25,7 @@ def page_data(measured: Measured) -> dict[str, Any]:
     blocks = []
     for m, found in enumerate(measured.clusters):
         means, weights, scale = _factors(shp, m)
-        shares = symmetry_breaking(shp.matrices[m], found, draws=1).label_by_head.T
+        shares = symmetry_breaking(shp.matrix(m), found, draws=1).label_by_head.T
         own = torch.where(found.recognized, 1 + 254 * shares.clamp(0, 1), 0.0).round()
         blocks.append(
             {

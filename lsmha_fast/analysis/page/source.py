@@ -107,9 +107,11 @@ def _read_again(path: Path, summary: dict[str, Any], shp: SHP) -> tuple[list[Clu
         raise ValueError(f"{path}: not a complete summary ({error!r})") from error
     if names != list(shp.block_names):
         raise ValueError(f"{path}: its blocks {names} are not those of shp.npz")
-    clusters = [find_clusters(m, **options) for m in shp.matrices]
-    snrs = [signal_to_noise(m, c) for m, c in zip(shp.matrices, clusters, strict=True)]
+    clusters, snrs = [], []
     for m, name in enumerate(names):
+        matrices = shp.matrix(m)  # not kept: at many labels all of them are large
+        clusters.append(find_clusters(matrices, **options))
+        snrs.append(signal_to_noise(matrices, clusters[m]))
         found = block_numbers(clusters[m], snrs[m])["external_noise"]
         if found is None or not math.isclose(found, noise[m], rel_tol=1e-6, abs_tol=1e-9):
             raise ValueError(f"{path}: noise {noise[m]:g} in {name}, but shp.npz has {found:g}")
