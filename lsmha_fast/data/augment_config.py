@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .dataset import Stats
@@ -130,10 +130,6 @@ class AugmentConfig:
                 f"N >= 1 and P <= 1, got {self.auto_augment!r}"
             )
         return numbers
-
-    def without_mixing(self) -> AugmentConfig:
-        """The same images, not mixed."""
-        return replace(self, mixup=0.0, cutmix=0.0)
 
 
 def default_config(name: str) -> AugmentConfig:

@@ -21,6 +21,7 @@ from .augment_config import AugmentConfig
 from .batches import normalize
 from .dataset import ImageDataset
 from .errors import DatasetError, require
+from .mix import soft_targets
 from .training_batches import Target, TrainingBatches, to_device
 
 
@@ -50,6 +51,7 @@ class TimmBatches(TrainingBatches):
             )
         self._timm = require("timm.data", "the pipeline recipe", extra="train")
         self._transforms = _Transforms(self._timm, dataset.images, config, self.mean, self.std)
+        self._host_labels = dataset.labels.cpu()
         self._workers = workers
         self._mixup = None
         if config.mixup or config.cutmix:
@@ -87,9 +89,10 @@ class TimmBatches(TrainingBatches):
             yield to_device(x.to(dtype), device), to_device(targets, device)
 
     def _collate(self, pictures, rows, epoch, step):
-        labels = self.labels[rows.to(self.labels.device)].cpu()
+        labels = self._host_labels[rows]
         if self._mixup is None:
-            x, targets = torch.stack(pictures), self.soft_targets(rows.to(self.labels.device), 1.0)
+            x = torch.stack(pictures)
+            targets = soft_targets(labels, self.num_classes, 1.0, self.config.smoothing)
         else:
             seed_all(self._key("mix", epoch, step))
             x, targets = self._mixup(list(zip(pictures, labels, strict=True)))
@@ -98,7 +101,7 @@ class TimmBatches(TrainingBatches):
             for image, row in zip(x, rows.tolist(), strict=True):
                 seed_all(self._key("erase", epoch, row))
                 self._erasing(image)
-        return x, targets.cpu()
+        return x, targets
 
     def _key(self, purpose: str, epoch: int, number: int) -> int:
         return int(make_key("timm-1", purpose, self.seed, epoch, number))
@@ -108,7 +111,8 @@ class _Transforms(Dataset):
     """Image by (sample number, key), through timm's transforms, as (C, H, W) uint8."""
 
     def __init__(self, timm: Any, images: Tensor, config: AugmentConfig, mean, std) -> None:
-        self._pil = require("PIL.Image", "the pipeline recipe", extra="train")
+        # the function, since a module cannot be sent to another process
+        self._picture = require("PIL.Image", "the pipeline recipe", extra="train").fromarray
         self._images = images
         self._transform = timm.create_transform(
             tuple(images.shape[1:]),
@@ -127,8 +131,7 @@ class _Transforms(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> Tensor:
         index, key = item
         seed_all(key)
-        picture = self._pil.fromarray(self._images[index].permute(1, 2, 0).numpy())
-        return self._transform(picture)
+        return self._transform(self._picture(self._images[index].permute(1, 2, 0).numpy()))
 
 
 def seed_all(key: int) -> None:
