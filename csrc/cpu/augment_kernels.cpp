@@ -1,9 +1,9 @@
 #include "augment.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <string>
+
+#include "instruction_set.h"
 
 // a product and a sum are rounded apart, as Pillow's are; for that reason no target has "fma" either
 #ifdef __clang__
@@ -49,10 +49,7 @@ namespace avx2 {
 
 AugmentKernels choose() {
 #ifdef __x86_64__
-  // the switch that PyTorch's own CPU kernels obey
-  const char* wish = std::getenv("ATEN_CPU_CAPABILITY");
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && (wish == nullptr || std::string(wish) != "default")) {
+  if (instruction_set() != InstructionSet::Portable) {
     return {avx2::augment_image, avx2::mixup};
   }
 #endif

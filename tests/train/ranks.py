@@ -27,8 +27,8 @@ CONFIG = dataclasses.replace(
     drop_last=True,
     device="cpu",
 )
-# nothing random within the network, so that one process and two do the same
-PLAIN = dataclasses.replace(CONFIG, attn_drop=0.0, drop_path=0.0, conv_blocks=0)
+# nothing random within the network, and images that do not depend on the number of processes
+PLAIN = dataclasses.replace(CONFIG, attn_drop=0.0, drop_path=0.0, conv_blocks=0, pipeline="device")
 
 
 def before_step(number, action):
