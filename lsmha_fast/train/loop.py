@@ -131,7 +131,7 @@ def write_run(config: TrainConfig, folder: Path, model: nn.Module, *, epoch: int
         session = Session(config, folder, trainer, RunOptions(), stop, print)
         with session.opened(resume=False):
             session.save(whole_epoch=True)
-    return session.result()
+    return session.result(None)
 
 
 class Session:
