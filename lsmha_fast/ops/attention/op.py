@@ -24,6 +24,12 @@ SDPA_MIN_HEAD_DIM = 32
 # D = 2, 1.2 at 32 and 1.1 at 128, where both spend their time in equally good matrix products; with
 # AVX2 1.1 at 16 and 0.9 at 32; without either 1.3 (with the gradient) at 16 and 0.9 at 32.
 CPP_MAX_HEAD_DIM = {"AVX512": 128, "AVX2": 16, "DEFAULT": 16}
+# Inference in bfloat16 with heads so wide and fewer keys than this: there the native kernels spend
+# their time on bringing the queries into place, 1.2 to 1.4 times PyTorch's (B = 2, H = 32, D = 64,
+# N = 8 to 32; 1.05 at 48). With the gradient they take 0.4 of its time, at D = 48 0.7.
+# All of `python -m benchmarks.dispatch --threads 1` has no other case that loses 10 %.
+SHORT_BF16 = 48
+WIDE_BF16 = 64
 
 
 def _sdpa_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
@@ -104,7 +110,11 @@ def _order(q: Tensor) -> tuple[str, ...]:
         return ()
     if q.dtype == torch.float64:  # the native kernel for it is there to check gradients
         return ("sdpa",)
-    return ("cpp", "sdpa") if q.shape[3] <= _cpp_max_head_dim() else ("sdpa", "cpp")
+    short = q.dtype == torch.bfloat16 and q.shape[2] < SHORT_BF16 and q.shape[3] >= WIDE_BF16
+    inference = not (q.requires_grad and torch.is_grad_enabled())
+    if q.shape[3] > _cpp_max_head_dim() or (short and inference):
+        return ("sdpa", "cpp")
+    return ("cpp", "sdpa")
 
 
 def default_backend(q: Tensor, key_mask=None, bias=None, dropout_p: float = 0.0) -> str:
