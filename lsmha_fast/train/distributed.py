@@ -111,7 +111,12 @@ def joined(config: TrainConfig) -> Iterator[Peers]:
         torch.cuda.set_device(local_rank)
     ours = not dist.is_initialized()  # else the caller's, who may train several runs in it
     if ours:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        # after a restart the store still holds the addresses of processes that are gone
+        store, rank, world_size = next(dist.rendezvous("env://"))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"lsmha_fast/{attempt}", store)
+        backend = "nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         control = dist.new_group(backend="gloo")
         yield Peers(dist.get_rank(), world_size, local_rank, control)

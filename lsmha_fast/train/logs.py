@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,19 +76,26 @@ class Tracker:
         self.module.finish()
 
 
-def make_sinks(folder: Path, config: TrainConfig, tensorboard: bool, tracker: str | None) -> list:
-    """All sinks of a run, JSON lines first.
+def check_sinks(tensorboard: bool, tracker: str | None) -> None:
+    """Refuse what `make_sinks` would, before anything is written.
 
     Raises:
         ModuleNotFoundError: a package that was asked for is not installed.
         ValueError: an unknown tracker.
     """
+    if tracker is not None and tracker not in TRACKERS:
+        raise ValueError(f"--tracker must be one of {', '.join(TRACKERS)}, got {tracker}")
+    for name in (*(["tensorboard"] if tensorboard else []), *([tracker] if tracker else [])):
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"{name} is not installed: pip install {name}")
+
+
+def make_sinks(folder: Path, config: TrainConfig, tensorboard: bool, tracker: str | None) -> list:
+    """All sinks of a run, JSON lines first."""
     sinks: list[Sink] = [JsonLines(folder)]
     if tensorboard:
         sinks.append(TensorBoard(folder))
     if tracker is not None:
-        if tracker not in TRACKERS:
-            raise ValueError(f"--tracker must be one of {', '.join(TRACKERS)}, got {tracker}")
         sinks.append(Tracker(tracker, folder, config))
     return sinks
 

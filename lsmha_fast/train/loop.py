@@ -19,7 +19,7 @@ from .checkpoint import load_checkpoint, save_checkpoint, save_state, save_weigh
 from .config import TrainConfig
 from .distributed import joined
 from .lock import locked
-from .logs import Console, make_sinks, write_curves
+from .logs import Console, check_sinks, make_sinks, write_curves
 from .run import (
     WEIGHTS,
     build_model,
@@ -88,6 +88,7 @@ def train(
         OSError: a full disk or a folder that cannot be written; the last checkpoint is intact.
     """
     options = options or RunOptions()
+    check_sinks(options.tensorboard, options.tracker)
     with joined(config) as peers, stop_flag() as stop:
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
             resume = resume or "auto"

@@ -70,6 +70,9 @@ def do(task, root):
 def main(root, *tasks):
     torch.set_num_threads(1)
     run_module.load_dataset = load
+    if len(tasks) == 1:
+        do(tasks[0], Path(root))
+        return
     torch.distributed.init_process_group("gloo")
     for task in tasks:
         do(task, Path(root))

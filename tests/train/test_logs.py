@@ -10,7 +10,7 @@ from tiny import TINY, load
 
 from lsmha_fast.train import RunOptions, train
 from lsmha_fast.train import run as run_module
-from lsmha_fast.train.logs import duration, make_sinks
+from lsmha_fast.train.logs import duration
 from lsmha_fast.train.profile import KINDS, kind, profile
 
 QUICK = dataclasses.replace(TINY, dim=32, depth=1, num_heads=4, epochs=2)
@@ -59,9 +59,15 @@ def test_trackers_get_config_and_rows(tmp_path, monkeypatch, name):
     assert calls[2][1]["epoch"] == 2
 
 
-def test_unknown_tracker(tmp_path):
-    with pytest.raises(ValueError, match="wandb, trackio, got mlflow"):
-        make_sinks(tmp_path, QUICK, False, "mlflow")
+@pytest.mark.parametrize(
+    "name, words", [("mlflow", "wandb, trackio, got mlflow"), ("wandb", "pip")]
+)
+def test_trackers_that_are_not_there(tmp_path, monkeypatch, name, words):
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises((ValueError, ModuleNotFoundError), match=words):
+        train(QUICK, tmp_path / "run", options=RunOptions(tracker=name))
+    assert not (tmp_path / "run").exists()
 
 
 def test_durations():
