@@ -100,7 +100,7 @@ class CCT(nn.Module):
         self.dropout = nn.Dropout(dropout)
         if isinstance(conv_hidden, str):
             # the blocks that are gone would have had the heads of the first one that is left
-            attn_dim = heads[0] * head_dim if heads and head_dim else dim
+            attn_dim = heads[0] * head_dims[0] if heads and head_dims[0] else dim
             conv_hidden = equal_conv_hidden(
                 conv_hidden,
                 conv_form,
