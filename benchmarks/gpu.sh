@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # The one command for a machine with a GPU: build, GPU tests, benchmarks, most valuable first.
 #
-#   bash benchmarks/gpu.sh OUT
+#   bash benchmarks/gpu.sh OUT          # kernels: build, tests, attention, the other ops
+#   bash benchmarks/gpu.sh OUT models   # then: modules, training, inference, SHP, augmentation
 #
 # Needs python3 with torch, triton, pytest and pytest-benchmark; no network. Every stage has its
 # own time limit, a failed stage does not stop the next, and each writes into OUT as it goes:
-# log.txt, info.txt, <stage>.txt and <stage>.json. Under 9 minutes in all.
+# log.txt, info.txt, <stage>.txt, <stage>.json, and results/ for `python -m benchmarks.report`.
+# Each of the two takes less than 9 minutes.
 set -uo pipefail
-[ $# -eq 1 ] || { echo "usage: bash benchmarks/gpu.sh OUT" >&2; exit 2; }
+part=${2:-kernels}
+case "$#-$part" in 1-kernels | 2-kernels | 2-models) ;; *)
+    echo "usage: bash benchmarks/gpu.sh OUT [kernels|models]" >&2
+    exit 2
+    ;;
+esac
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
@@ -31,23 +38,39 @@ stage() { # stage NAME SECONDS COMMAND...
 
 bench() { # bench OP SECONDS
     stage "bench_$1" "$2" python3 -m pytest "benchmarks/bench_$1.py" -q --benchmark-only \
+        --tests-passed \
         --benchmark-json="$out/$1.json" --benchmark-columns=median,iqr,rounds \
         --benchmark-group-by=group --benchmark-max-time=0.3 --benchmark-min-rounds=3
 }
 
-: >"$out/log.txt"
-stage build 90 env LSMHA_BUILD=auto TORCH_CUDA_ARCH_LIST=9.0a python3 setup.py build_ext --inplace
-stage info 20 python3 -m lsmha_fast.info
-# the kernels of a test are compiled on first use: more processes compile more at a time
-workers=$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null)
-stage tests 150 python3 -m pytest tests -m gpu -q --maxfail=10 $workers
-bench attention 120
-stage pipes 25 bash -c 'nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a \
-    -o "$0/pipes.bin" benchmarks/pipes.cu && "$0/pipes.bin" >"$0/pipes.json"; rc=$?
-    rm -f "$0/pipes.bin"; exit $rc' "$out"
-bench head_class_sums 35
-bench conv_stem 45
-bench seq_pool 35
+: >>"$out/log.txt"
+if [ "$part" = kernels ]; then
+    stage build 90 env LSMHA_BUILD=auto TORCH_CUDA_ARCH_LIST=9.0a python3 setup.py build_ext --inplace
+    stage info 20 python3 -m lsmha_fast.info
+    # the kernels of a test are compiled on first use: more processes compile more at a time
+    workers=$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null)
+    stage tests 150 python3 -m pytest tests -m gpu -q --maxfail=10 $workers
+    bench attention 120
+    stage pipes 25 bash -c 'nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a \
+        -o "$0/pipes.bin" benchmarks/pipes.cu && "$0/pipes.bin" >"$0/pipes.json"; rc=$?
+        rm -f "$0/pipes.bin"; exit $rc' "$out"
+    bench head_class_sums 35
+    bench conv_stem 45
+    bench seq_pool 35
+else
+    [ -e lsmha_fast/_C_cuda.abi3.so ] ||
+        stage build 90 env LSMHA_BUILD=auto TORCH_CUDA_ARCH_LIST=9.0a python3 setup.py build_ext --inplace
+    bench train_step 110
+    bench modules 60
+    bench attention_weights 45
+    bench inference 100
+    bench shp 60
+    bench augment 45
+fi
+for json in "$out"/*.json; do
+    [ "${json##*/}" = pipes.json ] || [ ! -s "$json" ] ||
+        python3 -m benchmarks.record "$json" --results "$out/results" >>"$out/log.txt" 2>&1
+done
 
 echo "results in $out"
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
