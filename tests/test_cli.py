@@ -45,7 +45,20 @@ def test_help_is_fast_and_imports_no_torch():
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "reproduce", "shp", "committee", "prune", "report", "data", "info", "latency", "arch", "export", "classify"],
+    [
+        "train",
+        "reproduce",
+        "shp",
+        "committee",
+        "prune",
+        "report",
+        "data",
+        "info",
+        "latency",
+        "arch",
+        "export",
+        "classify",
+    ],
 )
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
