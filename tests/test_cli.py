@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, one-line errors, exit codes, nothing half-written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -173,6 +174,8 @@ def test_committee_of_runs(capsys, tmp_path):
     assert "2 architectures - 2 seeds of one" in out
     names = {path.name for path in (tmp_path / "committee").iterdir()}
     assert names == {"summary.json", "summary.txt", "committee.png"}
+    record = json.loads((tmp_path / "committee" / "summary.json").read_text())
+    assert record["origin"]["command"].startswith("lsmha committee ")
 
 
 def test_existing_out_folder_is_kept(capsys, tmp_path):

@@ -21,11 +21,13 @@ def committee():
 
 def test_folder_is_complete_and_replaced(committee, tmp_path):
     folder = tmp_path / "committee"
-    paths = write_committee(folder, committee, title="shapes (generated)")
+    origin = {"command": "lsmha committee a b"}
+    paths = write_committee(folder, committee, title="shapes (generated)", origin=origin)
     assert set(paths) == set(folder.iterdir())
     record = json.loads((folder / "summary.json").read_text())
     assert record["names"] == ["one", "two", "three", "four"]
     assert record["images"] == 300
+    assert record["origin"] == origin
     whole = record["sizes"]["logit"][-1]
     assert (whole["size"], whole["mean"]) == (4, committee.sizes["logit"][-1].mean)
     assert record["comparisons"]["probability"][2]["what"] == "2 architectures - 2 seeds of one"

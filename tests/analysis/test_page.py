@@ -319,6 +319,14 @@ def test_committee_is_found_only_where_the_run_is_a_member(whole, tmp_path):
     assert read_measured(other, committee=whole.parent / "committee").committee == COMMITTEE
 
 
+def test_a_damaged_committee_is_refused(whole, tmp_path):
+    entry = {**COMMITTEE["sizes"]["logit"][0], "kind": "secret"}
+    for change in ({"sizes": {"logit": [entry]}}, {"members": [0.5]}, {"comparisons": None}):
+        (tmp_path / "summary.json").write_text(json.dumps({**COMMITTEE, **change}))
+        with pytest.raises(ValueError, match="not a complete record"):
+            read_measured(whole, committee=tmp_path)
+
+
 def test_only_an_earlier_page_is_replaced(run, tmp_path):
     measured = read_measured(run)
     path = write_page(tmp_path / "a.html", measured, commands={}, versions={})

@@ -154,7 +154,8 @@ def _checked(path: Path, record: dict[str, Any], check) -> dict[str, Any]:
 def _check_committee(record: dict[str, Any]) -> None:
     for entries in record["sizes"].values():
         for entry in entries:
-            _ = int(entry["size"]), str(entry["kind"])
+            if int(entry["size"]) < 1 or entry["kind"] not in ("all", "distinct", "equal"):
+                raise ValueError(f"a committee of kind {entry['kind']!r}")
             _ = [float(entry[name]) for name in ("mean", "lowest", "highest")]
     for entries in record["comparisons"].values():
         for entry in entries:
