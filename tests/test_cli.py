@@ -43,7 +43,7 @@ def test_help_is_fast_and_imports_no_torch():
     assert min(seconds) < 0.4
 
 
-@pytest.mark.parametrize("command", ["train", "shp", "committee", "data", "info"])
+@pytest.mark.parametrize("command", ["train", "reproduce", "shp", "committee", "data", "info"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
