@@ -83,13 +83,23 @@ def committee_of_runs(
 
 def architecture(config: TrainConfig) -> str:
     """What two seeds of one architecture have in common, in words."""
+
+    def numbers(value) -> str:
+        return str(value).strip("()")
+
     heads = config.num_heads
-    words = [config.model, "standard" if heads is None else str(heads).strip("()"), "heads"]
+    words = [config.model, "standard" if heads is None else numbers(heads), "heads"]
     if config.head_dim is not None:
-        words.append(f"of {config.head_dim}")
+        words.append(f"of {numbers(config.head_dim)}")
     if config.conv_blocks:
-        kind = "residual convolutions" if config.conv_residual else "convolutions"
-        words.append(f"after {config.conv_blocks} {kind}")
+        words.append(f"after {config.conv_blocks} {config.conv_form} convolutions")
+        if config.conv_hidden is not None:
+            words.append(f"through {config.conv_hidden} channels")
+        if config.conv_residual:
+            words.append("with residuals")
+    for name in ("dim", "depth", "mlp_hidden", "positional_embedding"):
+        if (value := getattr(config, name)) is not None:
+            words.append(f"{name} {numbers(value)}")
     return " ".join([*words, "pre-norm"] if config.pre_norm else words)
 
 
