@@ -123,11 +123,11 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest whole state of a run; None where it never came to save one.
 
     Raises:
-        ValueError: all are damaged, or were written by a version before 0.1.
+        ValueError: all are damaged, or were written by an older version.
     """
     states = read_manifest(folder)
     if not states and (folder / "state.pt").exists():
-        raise ValueError(f"{folder}/state.pt is of a version that no longer goes on; train anew")
+        raise ValueError(f"{folder}/state.pt is of an older version and cannot go on: train anew")
     if not states:
         return None
     for entry in states:

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from lsmha_fast.train.checkpoint import load_state, load_weights, save_state, save_weights
+from lsmha_fast.train.checkpoint import (
+    load_checkpoint,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
 
 
 def test_weights_round_trip(tmp_path):
@@ -48,3 +54,10 @@ def test_state_cannot_run_code(tmp_path):
 def test_missing_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights"):
         load_weights(tmp_path / "none.safetensors")
+
+
+def test_the_state_of_an_older_version_is_not_mistaken_for_none(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    (tmp_path / "state.pt").touch()
+    with pytest.raises(ValueError, match=r"state.pt is of an older version"):
+        load_checkpoint(tmp_path)
