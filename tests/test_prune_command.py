@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from train.test_loop import stripes
+from train.tiny import stripes
 
 from lsmha_fast.cli import main
 from lsmha_fast.train import TrainConfig, load_run, train

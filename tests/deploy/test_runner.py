@@ -51,16 +51,17 @@ def test_concurrent_callers_get_the_same_bits():
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
 def test_memory_stays_flat():
     """docs/latency.md has the command for a million calls."""
-    runner = make_runner()
-    for i in range(300):
-        runner(IMAGES[: 1 + i % 8])
-    gc.collect()
-    before = resident_bytes()
-    for i in range(10_000):
-        runner(IMAGES[: 1 + i % 8])
-    gc.collect()
-    # a leak of the smallest tensor of a call, 10 logits, would be 10 000 * 64 bytes
-    assert resident_bytes() - before < 256 * 1024
+    runner, growth = make_runner(), []
+    before = 0
+    for _ in range(5):
+        for i in range(2000):
+            runner(IMAGES[: 1 + i % 8])
+        gc.collect()
+        before, last = resident_bytes(), before
+        growth.append(before - last)
+    # other tests' threads and caches may grow once; a leak grows in every part: that of the
+    # smallest tensor of a call, 10 logits, by 2000 * 64 bytes
+    assert min(growth[1:]) < 64 * 1024, growth
 
 
 def test_bad_input_is_one_clear_error():

@@ -44,11 +44,14 @@ def train_in_child(folder):
     os._exit(0)
 
 
-def wait_for_new_state(folder):
-    """Until the child has written a manifest."""
+def wait_for_new_state(child, folder):
+    """Until the child has written a manifest, or ended: the one before may have done all."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT  # it is still to be waited for
     manifest, start = folder / "manifest.json", time.time()
     while time.time() - start < 30:
         if manifest.exists() and manifest.stat().st_mtime > start:
+            return
+        if os.waitid(os.P_PID, child, flags) is not None:
             return
         time.sleep(0.01)
     raise TimeoutError("the run saves nothing")
@@ -67,7 +70,7 @@ def main():
     killed, left_parts, places = 0, 0, set()
     while killed < args.kills:
         child = train_in_child(cut)
-        wait_for_new_state(cut)
+        wait_for_new_state(child, cut)
         time.sleep(rng.uniform(0.0, 0.3))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
