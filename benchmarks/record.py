@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+# names of the parameter that says how a thing is computed
+METHODS = ("method", "pipeline", "backend")
 # what may stand in `extra_info` and is kept
 FACTS = ("flops", "bytes", "exps", "error", "images_per_second", "step_bytes", "limit")
 
@@ -33,11 +35,12 @@ def read(path: Path) -> dict[str, dict]:
         raise ValueError(f"{path} is no JSON of `pytest benchmarks/`: {error!r}") from None
     groups: dict[str, dict] = {}
     for entry in entries:
-        method = (entry["params"] or {}).get("method")
+        params = entry["params"] or {}
+        method = next((params[name] for name in METHODS if name in params), None)
         if method is None:
             continue
         group = groups.setdefault(
-            entry["group"],
+            slug(entry["group"]),
             {"date": raw["datetime"][:10], **machine, "cases": {}},
         )
         row = _row(entry, machine["rates"])
@@ -74,16 +77,16 @@ def least_seconds(facts: dict, rates: dict | None) -> float | None:
     return max(work.values())
 
 
-def folder_of(processor: str) -> str:
-    """Name of the folder for a processor, such as `nvidia-h200`."""
-    return re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
+def slug(name: str) -> str:
+    """Name of the folder for a processor, such as `nvidia-h200`, or of the file for a group."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def write(groups: dict[str, dict], results: Path) -> list[Path]:
     """One file per group; cases that this run did not measure are kept if the machine is equal."""
     written = []
     for name, group in groups.items():
-        path = results / folder_of(group["processor"]) / f"{name}.json"
+        path = results / slug(group["processor"]) / f"{name}.json"
         if path.exists():
             before = json.loads(path.read_text())
             if before["versions"] == group["versions"]:
