@@ -148,8 +148,8 @@ def page(found: dict[str, Groups]) -> str:
         "`pytest benchmarks/ --benchmark-only`\nand kept by `python -m benchmarks.record`. Times "
         "are medians of one process; the multiple is to ours; the error is\nthe largest, against "
         "fp64, as a share of the largest value; the share is that of the least time that the "
-        "processor's\nslowest unit needs for the work of the definition (its rates are of the same "
-        "run).",
+        "processor's\nslowest unit needs for the work of the definition (its rates were measured "
+        "too).",
     ]
     for processor, groups in found.items():
         picture = picture_path(groups)

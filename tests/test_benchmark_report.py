@@ -46,8 +46,8 @@ def results(tmp_path):
         for method, seconds in (("sdpa", 0.006), ("ours", 0.002), ("ours-cpp", 0.001))
     ]
     entries += [
-        entry("seq-pool-fwd", "float32-(1, 2)-ours", "ours", 3e-6, bytes=1e4, error=1e-7),
-        entry("seq-pool-fwd", "float32-(1, 2)-eager", "eager", 1.5e-6),
+        entry("seq-pool-fwd", "float32-(8, 256, 64, 4)-ours", "ours", 3e-6, bytes=1e4, error=1e-7),
+        entry("seq-pool-fwd", "float32-(8, 256, 64, 4)-eager", "eager", 1.5e-6),
         entry("seq-pool-fwd", "alone", "other", 5),
     ]
     file = tmp_path / "raw.json"
@@ -66,7 +66,7 @@ def test_results_are_kept_by_processor_and_group(results):
         "some-cpu/seq-pool-fwd.json",
     ]
     cases = json.loads((results / "some-cpu/seq-pool-fwd.json").read_text())["cases"]
-    row = cases["float32-(1, 2)"]["ours"]
+    row = cases["float32-(8, 256, 64, 4)"]["ours"]
     assert row["median"] == 3e-6
     assert row["share"] == pytest.approx(1e4 / 1e10 / 3e-6, rel=1e-4)
 
@@ -76,7 +76,7 @@ def test_a_second_run_adds_its_cases(results, tmp_path):
     file.write_text(raw(entry("seq-pool-fwd", "float32-(9, 9)-ours", "ours", 1e-3)))
     record.main([str(file), "--results", str(results)])
     cases = json.loads((results / "some-cpu/seq-pool-fwd.json").read_text())["cases"]
-    assert {"float32-(1, 2)", "float32-(9, 9)"} <= set(cases)
+    assert {"float32-(8, 256, 64, 4)", "float32-(9, 9)"} <= set(cases)
 
 
 def test_tables_show_ratios_and_losers(results):
@@ -84,7 +84,7 @@ def test_tables_show_ratios_and_losers(results):
     assert "| attention, 256 tokens, H x D = 256 | D=1 | D=4 |" in tables
     assert "| forward: `sdpa` / ours | 3 | 3 |" in tables
     assert "ours-cpp" not in tables
-    assert "| float32-(1, 2) | 3 us | `eager` 0.5 |" in tables
+    assert "| float32-(8, 256, 64, 4) | 3 us | `eager` 0.5 |" in tables
     page = report.page(report.load(results))
     assert "| B8-N256-H64-D4-p0.0 | `ours-cpp` | 5 ms | 0.5 |" in page
     assert "| alone | `other` | 5 s |" in page
