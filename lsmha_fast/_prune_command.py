@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from . import analysis
 from ._prune_options import PruneOptions
 from ._prune_workbench import Workbench, pruned_config
 from ._shp_command import progress_bar
-from ._version import __version__
 from .analysis.pruning import KeptHeads
 from .analysis.pruning_report import Pruning, PruningRow
+from .info import versions
 from .models import CCT, prune_model
 from .train.loop import write_run
 from .train.run import load_run
@@ -211,15 +209,6 @@ def _finetune(
                 row = row._replace(accuracy_finetuned=bench.finetuned(small, folder))
         done.append(row)
     return done
-
-
-def versions() -> dict[str, str]:
-    """By package, for the record."""
-    return {
-        "lsmha_fast": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _flags(kept: KeptHeads, ranking: analysis.HeadRanking) -> np.ndarray:
