@@ -14,4 +14,4 @@ export PYTHONPATH=$PWD
 "$folder/venv/bin/python" -m lsmha_fast info
 "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider tests/ops/test_attention_cpp.py \
     tests/ops/test_seq_pool.py tests/ops/test_head_class_sums.py tests/ops/test_conv_stem_cpp.py \
-    tests/test_ext.py -k "not triton and not sm_90 and not interpreter and not obeyed"  # need Triton
+    tests/test_ext.py -k "not triton and not sm_90 and not interpreter and not obeyed"  # see docs/kernels.md
