@@ -34,6 +34,8 @@ GROUPS = {
     "shp-whole": ("SHP of all heads of all blocks, from images", ()),
     "augment-pipeline": ("augmentation, the paper's recipe", ()),
     "augment-crop-and-randaugment": ("crop and RandAugment", ()),
+    "linear-fwd": ("linear map, forward", ("(4096, 256, 512)",)),
+    "linear-fwd-bwd": ("linear map, forward + backward", ("(4096, 256, 512)",)),
     "modules": ("module", ("infer-out-B2-N256-C256-H64", "train-out-B2-N256-C256-H64")),
     "train-step": ("training step of `cct_7_3x1_32`, batch 16", ("H",)),
     "train-loop": ("the training loop, 2 steps", ()),

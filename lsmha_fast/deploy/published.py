@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..models import CCT
 from ..nn import EncoderBlock, LSMultiHeadAttention
+from ..nn.linear import Linear
 
 
 class PublishedAttention(nn.Module):
@@ -37,10 +38,13 @@ class PublishedAttention(nn.Module):
 
 
 def with_published_attention(model: CCT) -> CCT:
-    """A copy of a model whose attention is the published one; nothing else differs."""
+    """A copy of a model with the published attention and `nn.Linear`; nothing else differs."""
     made = copy.deepcopy(model)
     for block in made.blocks:
         if isinstance(block, EncoderBlock):
             attention = PublishedAttention(block.self_attn).train(model.training)
             block.self_attn = attention  # type: ignore[assignment]
+    for module in made.modules():
+        if isinstance(module, Linear):
+            module.__class__ = nn.Linear  # type: ignore[assignment]
     return made

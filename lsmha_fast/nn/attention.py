@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops import attention, attention_packed, attention_with_weights
 from ._call_forms import call_layout, check_sizes, forward_nested
 from ._fast_path import NoFastPath, forbid_fast_path
 from ._masks import AttentionMask, merge_masks
+from .linear import Linear, linear
+
+
+class OutProjection(Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+    """`Linear` of the type that `nn.MultiheadAttention` has there."""
 
 
 class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
@@ -85,9 +89,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
         has_bias = bias if qkv_bias is None else qkv_bias
         in_bias = nn.Parameter(torch.empty(3 * inner, **made)) if has_bias else None
         self.register_parameter("in_proj_bias", in_bias)
-        self.out_proj = nn.modules.linear.NonDynamicallyQuantizableLinear(
-            inner, embed_dim, bias=bias, **made
-        )
+        self.out_proj = OutProjection(inner, embed_dim, bias=bias, **made)
         for name in ("bias_k", "bias_v"):
             row = nn.Parameter(torch.empty(1, 1, inner, **made)) if add_bias_kv else None
             self.register_parameter(name, row)
@@ -253,7 +255,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
     def _project_packed(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> (..., 3, H, D)."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        qkv = F.linear(x, weight, None if bias is None else bias.to(weight.dtype))
+        qkv = linear(x, weight, None if bias is None else bias.to(weight.dtype))
         return qkv.view(*qkv.shape[:-1], 3, self.num_heads, self.head_dim)
 
     def _project_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -267,7 +269,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         sizes = (self.num_heads, self.head_dim)
         return tuple(
-            F.linear(x, w, b).unflatten(-1, sizes)
+            linear(x, w, b).unflatten(-1, sizes)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
 

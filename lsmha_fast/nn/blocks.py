@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import LSMultiHeadAttention
+from .linear import Linear
 
 
 class DropPath(nn.Module):
@@ -87,8 +88,8 @@ class EncoderBlock(nn.Module):
             backend=backend,
         )
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
         self.standard_pre_norm = pre_norm

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import LSMultiHeadAttention
 from .blocks import EncoderBlock
+from .linear import Linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,7 +60,7 @@ def prune_heads(module: LSMultiHeadAttention, kept: Sequence[int]) -> LSMultiHea
     return _take(module, pruned, where)
 
 
-def prune_hidden(block: EncoderBlock, kept: Sequence[int]) -> tuple[nn.Linear, nn.Linear]:
+def prune_hidden(block: EncoderBlock, kept: Sequence[int]) -> tuple[Linear, Linear]:
     """New `linear1` and `linear2` of some of a block's hidden nodes.
 
     Args:
@@ -72,8 +73,8 @@ def prune_hidden(block: EncoderBlock, kept: Sequence[int]) -> tuple[nn.Linear, n
     first, second = block.linear1, block.linear2
     nodes = torch.tensor(_checked(kept, first.out_features, "hidden node"))
     made = {"device": first.weight.device, "dtype": first.weight.dtype}
-    narrow = nn.Linear(first.in_features, len(nodes), first.bias is not None, **made)
-    wide = nn.Linear(len(nodes), second.out_features, second.bias is not None, **made)
+    narrow = Linear(first.in_features, len(nodes), first.bias is not None, **made)
+    wide = Linear(len(nodes), second.out_features, second.bias is not None, **made)
     return (
         _take(first, narrow, {"weight": (0, nodes), "bias": (0, nodes)}),
         _take(second, wide, {"weight": (1, nodes), "bias": None}),
