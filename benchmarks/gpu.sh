@@ -2,16 +2,17 @@
 # The one command for a machine with a GPU: build, GPU tests, benchmarks, most valuable first.
 #
 #   bash benchmarks/gpu.sh OUT          # kernels: build, tests, attention, the other ops
-#   bash benchmarks/gpu.sh OUT models   # then: modules, training, inference, SHP, augmentation
+#   bash benchmarks/gpu.sh OUT models   # then: modules, a training step, inference, SHP, augmentation
+#   bash benchmarks/gpu.sh OUT training # then: images/s of whole training runs, beside other routes
 #
 # Needs python3 with torch, triton, pytest and pytest-benchmark; no network. Every stage has its
 # own time limit, a failed stage does not stop the next, and each writes into OUT as it goes:
 # log.txt, info.txt, <stage>.txt, <stage>.json, and results/ for `python -m benchmarks.report`.
-# Each of the two takes less than 9 minutes.
+# Each of the three takes less than 9 minutes.
 set -uo pipefail
 part=${2:-kernels}
-case "$#-$part" in 1-kernels | 2-kernels | 2-models) ;; *)
-    echo "usage: bash benchmarks/gpu.sh OUT [kernels|models]" >&2
+case "$#-$part" in 1-kernels | 2-kernels | 2-models | 2-training) ;; *)
+    echo "usage: bash benchmarks/gpu.sh OUT [kernels|models|training]" >&2
     exit 2
     ;;
 esac
@@ -45,8 +46,10 @@ bench() { # bench OP SECONDS
 }
 
 : >>"$out/log.txt"
-if [ "$part" = kernels ]; then
+if [ "$part" = kernels ] || [ ! -e lsmha_fast/_C_cuda.abi3.so ]; then
     stage build 90 env LSMHA_BUILD=auto TORCH_CUDA_ARCH_LIST=9.0a python3 setup.py build_ext --inplace
+fi
+if [ "$part" = kernels ]; then
     stage info 20 python3 -m lsmha_fast.info
     # the kernels of a test are compiled on first use: more processes compile more at a time
     workers=$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null)
@@ -59,9 +62,9 @@ if [ "$part" = kernels ]; then
     bench head_class_sums 35
     bench conv_stem 45
     bench seq_pool 35
+elif [ "$part" = training ]; then
+    bench train_loop 420
 else
-    [ -e lsmha_fast/_C_cuda.abi3.so ] ||
-        stage build 90 env LSMHA_BUILD=auto TORCH_CUDA_ARCH_LIST=9.0a python3 setup.py build_ext --inplace
     bench train_step 110
     bench modules 60
     bench attention_weights 45

@@ -38,7 +38,7 @@ GROUPS = {
     "linear-fwd-bwd": ("linear map, forward + backward", ("(4096, 256, 512)",)),
     "modules": ("module", ("infer-out-B2-N256-C256-H64", "train-out-B2-N256-C256-H64")),
     "train-step": ("training step of `cct_7_3x1_32`, batch 16", ("H",)),
-    "train-loop": ("the training loop, 2 steps", ()),
+    "train-loop": ("the training loop, with its input", ()),
     "inference": ("inference of `cct_7_3x1_32`, batch 1", ("H64-B1", "H16-B1", "H4-B1")),
     "inference-product": ("products of a block", ()),
 }
@@ -51,7 +51,7 @@ OURS = {
 }
 # other ways to call our own kernels are not what we are compared with, nor is a bound
 OWN = re.compile(
-    r"^(ours|reference|cpp|triton|cuda|two passes|light|read|features|bare|input|train_step)($|-)"
+    r"^(ours|reference|cpp|triton|cuda|two passes|light|read|features|bare|input)($|-)"
 )
 HEAD_DIM = re.compile(r"^B(\d+)-N(\d+)-H(\d+)-D(\d+)-p0\.0$")
 

@@ -15,9 +15,9 @@ from .data import Batches, ImageDataset, normalize
 from .models import CCT
 from .nn import EncoderBlock
 from .train.config import TrainConfig
+from .train.evaluation import evaluate
 from .train.loop import train, write_run
 from .train.run import Run, load_run, load_split, pick_device
-from .train.trainer import evaluate
 
 # one training image in so many is kept from the probes, to measure SHP on
 HELD_OUT = 5

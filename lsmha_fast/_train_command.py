@@ -44,6 +44,8 @@ def add_train(commands) -> None:
     modes = ("default", "reduce-overhead", "max-autotune")
     text = "torch.compile the model; reduce-overhead also records CUDA graphs"
     train.add_argument("--compile", choices=modes, help=text)
+    text = "record the whole step, and the evaluation, as CUDA graphs and replay them"
+    train.add_argument("--cuda-graph", action="store_true", help=text)
     text = "time STEPS steps, write a trace and a table to --out, and stop"
     train.add_argument("--profile", type=int, metavar="STEPS", help=text)
     train.set_defaults(run=run_train)
@@ -136,6 +138,7 @@ def train_and_report(args: argparse.Namespace, config: TrainConfig) -> None:
         tensorboard=args.tensorboard,
         tracker=args.tracker,
         compile=args.compile,
+        cuda_graph=args.cuda_graph,
         silent=False,
     )
     resume: bool | str = args.resume is not None or (args.auto_resume and "auto")

@@ -59,7 +59,7 @@ def test_pruned_run_is_a_run(run, capsys):
     # the saved model is the one of the row
     test = stripes("test")
     from lsmha_fast.data import Batches
-    from lsmha_fast.train.trainer import evaluate
+    from lsmha_fast.train.evaluation import evaluate
 
     accuracy = evaluate(pruned.model, Batches(test, 16), test).accuracy
     assert accuracy == rows[0]["accuracy_after"]
@@ -146,7 +146,7 @@ def test_connections_against_controls(run, criterion, capsys):
     assert summary["target"] == chosen["removed"] > 0
     test = stripes("test")
     from lsmha_fast.data import Batches
-    from lsmha_fast.train.trainer import evaluate
+    from lsmha_fast.train.evaluation import evaluate
 
     model = load_run(small).model
     assert evaluate(model, Batches(test, 16), test).accuracy == chosen["accuracy_after"]

@@ -15,9 +15,11 @@ from typing import NamedTuple
 from torch import nn
 
 from .._files import atomic_file
+from .bad_step import Diverged
 from .checkpoint import load_checkpoint, save_checkpoint, save_state, save_weights
 from .config import TrainConfig
 from .distributed import joined
+from .evaluation import Stopped
 from .lock import locked
 from .logs import Console, check_sinks, make_sinks, write_curves
 from .run import (
@@ -32,7 +34,7 @@ from .run import (
     write_config,
 )
 from .signals import StopFlag, stop_flag
-from .trainer import Diverged, Stopped, Trainer
+from .trainer import Trainer
 
 GPU_ASK = 8  # steps between two exchanges of flags where several GPUs train
 
@@ -45,6 +47,7 @@ class RunOptions:
     tensorboard: bool = False
     tracker: str | None = None
     compile: str | None = None  # a mode of torch.compile
+    cuda_graph: bool = False  # record the step and the evaluation once, then replay them
     silent: bool = True
 
 
@@ -102,7 +105,14 @@ def train(
         train_set, test_set = load_split(config, "train"), load_split(config, "test")
         model = build_model(config, len(train_set.class_names)).to(device)
         trainer = Trainer(
-            config, model, train_set, test_set, device, peers=peers, compiled=options.compile
+            config,
+            model,
+            train_set,
+            test_set,
+            device,
+            peers=peers,
+            compiled=options.compile,
+            graphed=options.cuda_graph,
         )
         trainer.try_one_image()  # what cannot run shall fail before anything is written
         session = Session(config, folder, trainer, options, stop, say)

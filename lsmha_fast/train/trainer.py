@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Batches, ImageDataset, normalize
+from ..data import Batches, ImageDataset
 from ..data._hashing import make_key
+from .bad_step import BadStep
 from .config import TrainConfig
 from .distributed import Peers
+from .evaluation import evaluate, logits_of
+from .graph import Graphed
 from .input import make_train_batches
 from .optim import autocast, make_optimizer, pick_amp
 from .schedule import config_lr
-
-LAG = 16  # steps between two looks at a GPU's flag of a bad loss
-
-
-class Diverged(ValueError):
-    """The loss or a gradient is not finite; the weights are those before that step."""
-
-
-class Stopped(Exception):
-    """Somebody asked for a stop in the middle of an evaluation."""
-
-
-class Evaluation(NamedTuple):
-    """Mean cross entropy and accuracy over a split."""
-
-    loss: float
-    accuracy: float
 
 
 class Trainer:
@@ -54,6 +41,7 @@ class Trainer:
         *,
         peers: Peers | None = None,
         compiled: str | None = None,
+        graphed: bool = False,
     ):
         self.config, self.model, self.device = config, model, device
         self.peers = peers or Peers()
@@ -65,7 +53,10 @@ class Trainer:
         test_batch = config.batch_size * (4 if device.type == "cuda" else 1)
         self.test_batches = Batches(test_set, test_batch, device=device)
         self.amp_dtype = pick_amp(config.amp, device)
-        self.optimizer = make_optimizer(model, config)
+        # tensors, so that a recorded step reads them anew; a CPU's optimiser takes the fp64 number
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        self.lr_now = torch.zeros((), dtype=exact, device=device)
+        self.optimizer = make_optimizer(model, config, self.lr_now)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype == torch.float16)
         self.peers.share_norms(model, device)
         # evaluation goes past DDP, whose forward is a meeting of all processes
@@ -77,6 +68,11 @@ class Trainer:
         self.seconds = 0.0  # of training and evaluation, over all sessions of the run
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.bad = BadStep(device)
+        self.device_step: Callable[[Tensor, Tensor], None] = self._device_step
+        self.predict: Callable[[Tensor], Tensor] = partial(logits_of, self.alone, self.amp_dtype)
+        if graphed:
+            check_graph(self.peers, self.scaler, compiled, device)
+            self.device_step, self.predict = Graphed(self._device_step), Graphed(self.predict)
 
     @torch.no_grad()
     def try_one_image(self) -> None:
@@ -109,6 +105,8 @@ class Trainer:
         self.loss_sum.copy_(self.peers.scatter(state["loss_sums"]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr_now
         self.scaler.load_state_dict(state["scaler"])
 
     def steps(self) -> Iterator[int]:
@@ -131,24 +129,27 @@ class Trainer:
         """
         key = make_key(self.config.seed, "dropout", self.epoch, self.step, self.peers.rank)
         torch.manual_seed(int(key) >> 1)
-        lr = self.lr()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.lr_now.fill_(self.lr())
+        self.bad.step.fill_(self.step)
+        self.device_step(images, targets)
+        if self.peers.world_size == 1 or self.device.type == "cpu":
+            self.bad.check(self.step)  # several GPUs look together, in the session
+
+    def _device_step(self, images: Tensor, targets: Tensor) -> None:
+        """The part of a step that a CUDA graph can record: all numbers of it are tensors."""
         with autocast(self.device, self.amp_dtype):
             loss = F.cross_entropy(self.forward(images).float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         loss = loss.detach()
         if self.scaler.is_enabled():  # it leaves out steps of infinite gradients by itself
-            self.bad.look(loss, self.step)
+            self.bad.look(loss)
         else:
-            self.bad.look(loss + last_gradient(self.model), self.step)
+            self.bad.look(loss + last_gradient(self.model))
             self.optimizer.found_inf = self.bad.found  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.loss_sum += loss * len(images)
-        if self.peers.world_size == 1 or self.device.type == "cpu":
-            self.bad.check(self.step)  # several GPUs look together, in the session
 
     def lr(self) -> float:
         """Learning rate of the next step."""
@@ -167,7 +168,7 @@ class Trainer:
             self.alone,
             self.test_batches,
             self.train_set,
-            self.amp_dtype,
+            predict=self.predict,
             peers=self.peers,
             stop=stop,
         )
@@ -213,93 +214,26 @@ def compile_model(model: nn.Module, mode: str, device: torch.device) -> nn.Modul
     return torch.compile(model, mode=mode)  # type: ignore[return-value]
 
 
+def check_graph(
+    peers: Peers, scaler: torch.amp.GradScaler, compiled: str | None, device: torch.device
+) -> None:
+    """Refuse `--cuda-graph` where no graph can be recorded.
+
+    Raises:
+        ValueError: no GPU, several processes, fp16, or a compiler that records its own graphs.
+    """
+    reasons = {
+        f"--device {device.type}": device.type != "cuda",
+        f"{peers.world_size} processes": peers.world_size > 1,
+        "--amp fp16": scaler.is_enabled(),
+        f"--compile {compiled}": compiled not in (None, "default"),
+    }
+    for reason, refused in reasons.items():
+        if refused:
+            raise ValueError(f"--cuda-graph records one GPU's steps, which {reason} does not allow")
+
+
 def last_gradient(model: nn.Module) -> Tensor:
     """Zero, or NaN where the last layer's gradient is not finite (on any process, after DDP)."""
     gradient = [p.grad for p in model.parameters() if p.grad is not None][-1]
     return gradient.sum(dtype=torch.float32) * 0.0
-
-
-class BadStep:
-    """The first step whose loss was not finite, kept on the device.
-
-    From that step on `found` is 1, and the fused optimiser leaves every update out: the weights
-    stay as they were before it, however late the host looks.
-
-    Attributes:
-        found: () fp32, 0 or 1.
-        first: () int64, the step; -1 for none.
-    """
-
-    def __init__(self, device: torch.device):
-        self.found = torch.zeros((), device=device)
-        self.first = torch.full((), -1, device=device)
-        self._copied: tuple[Tensor, torch.cuda.Event] | None = None
-
-    def look(self, value: Tensor, step: int) -> None:
-        """Note whether `value` is finite."""
-        bad = ~value.isfinite()
-        self.first = torch.where(bad & (self.first < 0), step, self.first)
-        self.found = torch.maximum(self.found, bad.float())
-
-    def check(self, step: int) -> None:
-        """Raise `Diverged` if the flag is up; on a GPU look at an old copy of it, now and then."""
-        if self.first.device.type == "cpu":
-            self.check_now()
-        elif self._copied is not None and self._copied[1].query():
-            self._raise(self._copied[0])
-            self._copied = None
-        elif self._copied is None and step % LAG == 0:
-            pinned = torch.empty_like(self.first, device="cpu", pin_memory=True)
-            pinned.copy_(self.first, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._copied = pinned, event
-
-    def check_now(self) -> None:
-        """Raise `Diverged` if the flag is up, waiting for the device."""
-        self._raise(self.first)
-
-    def _raise(self, first: Tensor) -> None:
-        if (step := int(first)) >= 0:
-            raise Diverged(step)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: Batches,
-    stats: ImageDataset,
-    amp_dtype: torch.dtype | None = None,
-    *,
-    peers: Peers | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Evaluation:
-    """Loss and accuracy of `model` in eval mode over all batches.
-
-    Args:
-        model: images (B, 3, H, W) -> logits (B, K).
-        batches: uint8 images and labels, on the model's device.
-        stats: the data set whose mean and std normalise the images.
-        amp_dtype: autocast dtype, or None.
-        peers: the processes that share the batches.
-        stop: asked before every batch; True gives up.
-
-    Raises:
-        Stopped: `stop` said so.
-    """
-    peers = peers or Peers()
-    model.eval()
-    peers.same_buffers(model)
-    device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
-    for i, (images, labels) in enumerate(batches):
-        if stop():
-            raise Stopped
-        if i % peers.world_size != peers.rank:
-            continue
-        with autocast(device, amp_dtype):
-            logits = model(normalize(images, stats.mean, stats.std)).float()
-        correct = (logits.argmax(1) == labels).sum()
-        sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), correct])
-    loss, correct = (peers.sum(sums) / batches.num_images).tolist()
-    return Evaluation(loss, correct)
