@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ._cli_types import positive_float, positive_int
 from .train.config import CONV_FORMS, parse_per_block
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -14,10 +15,10 @@ VARIANTS = ("optimized", "eager", "compiled", "published", "published compiled",
 FORMATS = ("safetensors", "onnx", "pt2")
 
 
-def add_deploy_commands(commands: Any, positive_int: Callable, positive_float: Callable) -> None:
+def add_deploy_commands(commands: Any) -> None:
     """Add the commands that measure and use a trained model."""
-    _add_latency(commands, positive_int, positive_float)
-    _add_arch(commands, positive_int)
+    _add_latency(commands)
+    _add_arch(commands)
     export = commands.add_parser("export", help="write the model of a run for other programs")
     export.add_argument("run_dir", type=Path, metavar="RUN")
     export.add_argument("--format", choices=FORMATS, required=True)
@@ -31,7 +32,7 @@ def add_deploy_commands(commands: Any, positive_int: Callable, positive_float: C
     classify.set_defaults(run=run_classify)
 
 
-def _add_model(parser: argparse.ArgumentParser, positive_int: Callable) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-classes", type=positive_int, default=100, help="default: 100")
     text = "one number, or one per transformer block: 16 or 16,32"
     parser.add_argument("--num-heads", type=parse_per_block, help=text)
@@ -41,11 +42,11 @@ def _add_model(parser: argparse.ArgumentParser, positive_int: Callable) -> None:
     parser.add_argument("--pre-norm", action="store_true")
 
 
-def _add_latency(commands: Any, positive_int: Callable, positive_float: Callable) -> None:
+def _add_latency(commands: Any) -> None:
     latency = commands.add_parser("latency", help="time of a call, beside the baselines")
     latency.add_argument("run_dirs", type=Path, nargs="*", metavar="RUN", help="run folders")
     latency.add_argument("--model", help="a model by name, untrained, in place of runs")
-    _add_model(latency, positive_int)
+    _add_model(latency)
     latency.add_argument("--batch", type=_list_of(positive_int), default=(1, 8, 64, 512))
     latency.add_argument("--dtype", type=_list_of(str, DTYPES), default=("float32",))
     latency.add_argument("--variants", type=_list_of(str, VARIANTS), default=VARIANTS)
@@ -61,10 +62,10 @@ def _add_latency(commands: Any, positive_int: Callable, positive_float: Callable
     latency.set_defaults(run=run_latency)
 
 
-def _add_arch(commands: Any, positive_int: Callable) -> None:
+def _add_arch(commands: Any) -> None:
     arch = commands.add_parser("arch", help="what every part of a model costs")
     arch.add_argument("model", nargs="?", default="cct_7_3x1_32", help="default: cct_7_3x1_32")
-    _add_model(arch, positive_int)
+    _add_model(arch)
     arch.set_defaults(run=run_arch)
 
 

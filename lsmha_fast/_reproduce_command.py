@@ -74,12 +74,9 @@ def unfinished(manifest: Manifest, out: Path) -> list[str]:
 
 def train_all(manifest: Manifest, out: Path, jobs: int | None, say: Callable[[str], None]) -> None:
     """All runs of the manifest."""
-    import torch
+    from .reproduce.runner import execute, visible_gpus
 
-    from .reproduce.runner import execute
-
-    device = manifest.runs[0].config.device
-    gpus = list(range(torch.cuda.device_count())) if device in ("auto", "cuda") else []
+    gpus = visible_gpus() if manifest.runs[0].config.device in ("auto", "cuda") else []
     execute(manifest.runs, out, jobs=jobs or len(gpus) or 1, gpus=gpus, say=say)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..nn import ConvBlock, EncoderBlock
+from .budget import encoder_block_macs
 from .cct import CCT
 
 # what waits for one another in a transformer block: norm, qkv, scores, softmax, weighted sum,
@@ -75,7 +76,7 @@ def _stem(model: CCT) -> Cost:
 def _encoder(name: str, block: EncoderBlock, tokens: int) -> Cost:
     attn = block.self_attn
     dim, hidden, width = attn.embed_dim, block.linear1.out_features, attn.num_heads * attn.head_dim
-    macs = tokens * (4 * dim * width + 2 * dim * hidden) + 2 * tokens**2 * width
+    macs = encoder_block_macs(dim, width, hidden, tokens)
     # norm, q k v, heads, projection, norm, hidden, output
     activations = tokens * (4 * dim + 4 * width + hidden)
     kind = f"{name}: {attn.num_heads} heads of {attn.head_dim}"

@@ -26,11 +26,19 @@ def encoder_block_cost(
     """
     _check(kind)
     width, hidden = attn_dim or dim, int(dim * mlp_ratio)
-    matrices = 4 * dim * width + 2 * dim * hidden
     if kind == "macs":
-        return num_tokens * matrices + 2 * num_tokens**2 * width
+        return encoder_block_macs(dim, width, hidden, num_tokens)
     biases, norms = 2 * dim + hidden, 4 * dim
-    return matrices + biases + norms
+    return _matrices(dim, width, hidden) + biases + norms
+
+
+def encoder_block_macs(dim: int, attn_dim: int, hidden: int, num_tokens: int) -> int:
+    """Multiply-adds of an `EncoderBlock` for one image, the products of attention included."""
+    return num_tokens * _matrices(dim, attn_dim, hidden) + 2 * num_tokens**2 * attn_dim
+
+
+def _matrices(dim: int, attn_dim: int, hidden: int) -> int:
+    return 4 * dim * attn_dim + 2 * dim * hidden
 
 
 def conv_block_cost(

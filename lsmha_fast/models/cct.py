@@ -96,32 +96,28 @@ class CCT(nn.Module):
             backend=backend,
         )
         self.grid = self.stem.grid(img_size, img_size)
-        self._make_positional_embedding(positional_embedding, self.grid[0] * self.grid[1], dim)
+        num_tokens = self.grid[0] * self.grid[1]
+        self._make_positional_embedding(positional_embedding, num_tokens, dim)
         self.dropout = nn.Dropout(dropout)
         if isinstance(conv_hidden, str):
             # the blocks that are gone would have had the heads of the first one that is left
             attn_dim = heads[0] * head_dims[0] if heads and head_dims[0] else dim
             conv_hidden = equal_conv_hidden(
-                conv_hidden,
-                conv_form,
-                dim,
-                self.grid[0] * self.grid[1],
-                attn_dim=attn_dim,
-                mlp_ratio=mlp_ratio,
+                conv_hidden, conv_form, dim, num_tokens, attn_dim=attn_dim, mlp_ratio=mlp_ratio
             )
         rates = torch.linspace(0, drop_path, depth).tolist()
-        blocks: list[nn.Module] = [
+        convolutions = [
             ConvBlock(
                 dim,
                 form=conv_form,
                 hidden=conv_hidden,
                 grid=self.grid,
                 residual=conv_residual,
-                drop_path=rates[i] if conv_residual else 0.0,
+                drop_path=rate if conv_residual else 0.0,
             )
-            for i in range(conv_blocks)
+            for rate in rates[:conv_blocks]
         ]
-        blocks += [
+        encoders = [
             EncoderBlock(
                 dim,
                 h,
@@ -136,7 +132,7 @@ class CCT(nn.Module):
             )
             for h, d, f, rate in zip(heads, head_dims, hidden, rates[conv_blocks:], strict=True)
         ]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList([*convolutions, *encoders])
         self.norm = nn.LayerNorm(dim)
         self.pool = SeqPool(dim, backend=backend)
         self.fc = nn.Linear(dim, num_classes)

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from .._train_command import config_flags
 from ..train.run import holds_run, read_metrics
 from ..train.signals import StopFlag, stop_flag
@@ -29,12 +31,19 @@ def is_finished(folder: Path, run: PlannedRun) -> bool:
     return bool(rows) and rows[-1]["epoch"] == run.config.total_epochs and weights
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, by the names that CUDA_VISIBLE_DEVICES gives them, if it does."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = named.split(",") if named else map(str, range(torch.cuda.device_count()))
+    return list(names)[: torch.cuda.device_count()]
+
+
 def execute(
     runs: Sequence[PlannedRun],
     out: Path,
     *,
     jobs: int,
-    gpus: Sequence[int],
+    gpus: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
     """Train all runs in processes of their own, `jobs` at a time, each on a GPU where there are.
@@ -43,7 +52,7 @@ def execute(
         runs: what to train, into `out`/runs/NAME; their output goes to `out`/logs/NAME.log.
         out: folder of the manifest.
         jobs: processes at a time.
-        gpus: numbers of the GPUs to use, in turn; empty on a CPU.
+        gpus: the GPUs to use, in turn, as CUDA_VISIBLE_DEVICES names them; empty on a CPU.
         say: takes lines for people.
 
     Raises:
@@ -75,14 +84,14 @@ def execute(
 def _work(
     waiting: queue.SimpleQueue[PlannedRun],
     out: Path,
-    gpu: int | None,
+    gpu: str | None,
     stop: StopFlag,
     say: Callable[[str], None],
 ) -> None:
     """Train one run after the other until none is left or a stop is asked for."""
     environment = dict(os.environ)
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     while not stop.raised():
         try:
             run = waiting.get_nowait()

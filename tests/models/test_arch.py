@@ -1,8 +1,10 @@
 """Costs against the published counts of cct_7_3x1_32, and against the budgets of hybrids."""
 
 import pytest
+import torch
 
 from lsmha_fast import create_model
+from lsmha_fast.analysis import count_macs
 from lsmha_fast.models.arch import model_costs
 from lsmha_fast.models.budget import conv_block_cost, encoder_block_cost
 
@@ -34,3 +36,12 @@ def test_convolution_blocks(form):
 def test_a_full_convolution_costs_nine_tenths_of_a_transformer_block():
     ratio = conv_block_cost("macs", "full", 256, 256) / encoder_block_cost("macs", 256, 256)
     assert ratio == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("conv_blocks", [0, 2])
+def test_multiply_adds_are_those_that_a_pass_computes(conv_blocks):
+    model = create_model(
+        "cct_4_3x2_32", 10, [8, 16, 4, 2][conv_blocks:], 4, conv_blocks, conv_form="separable"
+    )
+    image = torch.zeros(1, 3, 32, 32)
+    assert model_costs(model)[-1].macs == count_macs(model, image)

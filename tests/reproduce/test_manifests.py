@@ -1,9 +1,11 @@
 """Manifests: which runs, how they are shortened, when a published number stands beside them."""
 
 import pytest
+import torch
 
 from lsmha_fast.reproduce.manifests import PLANS, PUBLISHED, make_manifest, shorten
 from lsmha_fast.reproduce.results import read_groups
+from lsmha_fast.reproduce.runner import visible_gpus
 from lsmha_fast.train import PRESETS, preset
 
 
@@ -69,3 +71,16 @@ def test_refused(options, words):
         make_manifest("early", **options)
     with pytest.raises(ValueError, match="must be one of baselines"):
         make_manifest("all")
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "gpus"),
+    [(None, 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("GPU-a,GPU-b", 1, ["GPU-a"]), (None, 0, [])],
+)
+def test_runs_take_the_gpus_that_were_given(monkeypatch, named, count, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if named is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == gpus
