@@ -35,6 +35,7 @@ class DropPath(nn.Module):
         return x * (keep.to(x.dtype) / (1.0 - self.p))
 
     def extra_repr(self) -> str:
+        """The probability, for `print`."""
         return f"p={self.p:.3f}"
 
 

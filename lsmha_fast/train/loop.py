@@ -41,7 +41,15 @@ GPU_ASK = 8  # steps between two exchanges of flags where several GPUs train
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out, not what it computes; free to change when it goes on."""
+    """How a run is carried out, not what it computes; free to change when it goes on.
+
+    Args:
+        save_seconds: between two checkpoints.
+        tensorboard: write its logs into the run folder.
+        tracker: "wandb" or "trackio", or None.
+        compile: a mode of torch.compile, or None.
+        silent: neither progress bar nor lines.
+    """
 
     save_seconds: float = 60.0  # between two checkpoints; the end of the run is always saved
     tensorboard: bool = False
@@ -86,6 +94,9 @@ def train(
         options: see `RunOptions`.
         say: takes the lines for people.
 
+    Returns:
+        Where the run is, and its best and last accuracy.
+
     Raises:
         ValueError: bad data, model or folder, a folder in use, or a loss that is not finite.
         OSError: a full disk or a folder that cannot be written; the last checkpoint is intact.
@@ -129,6 +140,9 @@ def write_run(config: TrainConfig, folder: Path, model: nn.Module, *, epoch: int
         folder: new or empty.
         model: on any device; moved to the config's.
         epoch: whole epochs that count as done; 0 for a run that is still to be trained.
+
+    Returns:
+        Where the run is, and what is known of its accuracy.
 
     Raises:
         ValueError: bad data or folder.

@@ -3,6 +3,8 @@
 import pytest
 from aot import assert_clean, assert_no_worse_than_kept, compile_configs
 
+pytestmark = pytest.mark.triton
+
 
 @pytest.fixture(scope="module")
 def configs():

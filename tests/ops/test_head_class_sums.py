@@ -273,6 +273,7 @@ def test_default_backend_on_a_cpu_is_native(monkeypatch):
     assert called
 
 
+@pytest.mark.triton
 def test_kernels_build_for_sm_90_without_spills():
     configs = compile_configs("lsmha_fast.ops.head_class_sums._triton")
     assert {c["name"].partition("[")[0] for c in configs} == {"_pool_heads_fwd", "_class_sums"}

@@ -13,6 +13,9 @@ def attention_decompositions() -> dict[torch._ops.OpOverload, Callable]:
 
     `torch.onnx.export(program.run_decompositions(attention_decompositions()), ...)` needs no
     translation of its own; scores are then held in memory, as every standard attention does.
+
+    Returns:
+        Operator -> its formula in standard operators.
     """
     ops = torch.ops.lsmha_fast
     return {

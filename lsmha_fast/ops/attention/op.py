@@ -263,6 +263,9 @@ def attention_with_weights(
             others the weights are computed a second time, by "reference". By default "cpp" where it
             can run the call.
 
+    Returns:
+        (output (B, H, L, D) as of `attention`, weights (B, L, S) as of `attention_weights`).
+
     Raises:
         ValueError: shapes, dtypes or values do not fit, or the backend does not exist.
         RuntimeError: the named backend cannot run this call.
