@@ -48,14 +48,15 @@ class RunOptions:
         tensorboard: write its logs into the run folder.
         tracker: "wandb" or "trackio", or None.
         compile: a mode of torch.compile, or None.
+        cuda_graph: record the step and the evaluation once as CUDA graphs, then replay them.
         silent: neither progress bar nor lines.
     """
 
     save_seconds: float = 60.0  # between two checkpoints; the end of the run is always saved
     tensorboard: bool = False
     tracker: str | None = None
-    compile: str | None = None  # a mode of torch.compile
-    cuda_graph: bool = False  # record the step and the evaluation once, then replay them
+    compile: str | None = None
+    cuda_graph: bool = False
     silent: bool = True
 
 
