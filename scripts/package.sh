@@ -15,7 +15,7 @@ step() { echo "== $*"; }
 
 step "sdist, and the wheel from it alone"
 rm -rf dist
-LSMHA_BUILD=require "$python" -m build --no-isolation --outdir dist . >"$folder/build.log" ||
+LSMHA_BUILD=require "$python" -m build --no-isolation --outdir dist . >"$folder/build.log" 2>&1 ||
     { tail -20 "$folder/build.log" >&2; exit 1; }
 ls -sh1 dist
 wheel=$(realpath dist/*.whl) sdist=$(realpath dist/*.tar.gz)
