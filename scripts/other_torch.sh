@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-# Triton's interpreter, where there is one, fails with numpy 2.5
-"$folder/venv/bin/pip" install -q "$1" "numpy<2.5" pytest pytest-xdist hypothesis
+# Triton's interpreter, where there is one, fails with numpy 2.5, and that of 3.6 with 2.4
+"$folder/venv/bin/pip" install -q "$1" "numpy<2.4" pytest pytest-xdist hypothesis
 export PYTHONPATH=$PWD
 "$folder/venv/bin/python" -m lsmha_fast info
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -160,6 +160,14 @@ def test_only_stable_symbols_are_needed(library, name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not on PATH")
+def test_only_the_entry_is_exported(library, name):
+    command = ["nm", "-D", "--defined-only", "--format=just-symbols", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"PyInit_{name}"]
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump (binutils) is not on PATH")
 def test_no_library_of_one_cuda_release_is_needed(library):
     command = ["objdump", "-p", str(library)]

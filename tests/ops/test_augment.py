@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("timm")
 import augment_oracle
-from aot import assert_clean, compile_configs
+from aot import assert_clean, compile_budgeted
 
 from lsmha_fast._ext import ext_missing
 from lsmha_fast.data import AugmentConfig
@@ -211,7 +211,7 @@ def test_the_native_kernel_refuses_boxes_outside(at, value):
 
 @pytest.mark.triton
 def test_triton_kernels_build():
-    configs = compile_configs("lsmha_fast.ops.augment._triton")
+    configs = compile_budgeted("lsmha_fast.ops.augment._triton")
     assert len(configs) == 6
     for config in configs:
         assert_clean(config)
