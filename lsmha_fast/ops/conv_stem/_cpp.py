@@ -1,24 +1,12 @@
-"""The conv stem by the native CPU kernels, for images of few channels."""
+"""Gradients of the conv stem by the native CPU kernels, for images of few channels.
+
+The forward pass is native from the dispatcher on: `conv_stem.cpp` in csrc/cpu.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def conv_stem(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    pool: list[int],
-    need_codes: bool,
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, C) and, where needed, the codes (B, N, C) that the gradient follows."""
-    filters = weight.permute(0, 2, 3, 1).float().contiguous()  # (C, k, k, Cin)
-    bias = None if bias is None else bias.float().contiguous()
-    return torch.ops.lsmha_fast_C.conv_stem(x, filters, bias, stride, padding, *pool, need_codes)
 
 
 def conv_stem_backward(
