@@ -74,19 +74,13 @@ QKV parts_of(const Tensor& packed) {
   return {Heads::part(packed, 0), Heads::part(packed, 1), Heads::part(packed, 2)};
 }
 
-// a new contiguous (B, N, H, D)
-Tensor tokens_like(const Heads& q) {
-  const int64_t row = q.H * q.D;
-  return empty(q.dtype, {q.B, q.N, q.H, q.D}, {q.N * row, row, q.D, 1});
-}
-
 std::tuple<Tensor, Tensor> attention_packed(Tensor qkv, Optional key_mask, Optional bias,
                                             Optional head_scale, Optional seed, double dropout_p,
                                             double scale) {
   qkv = dense(qkv);
   const QKV in = parts_of(qkv);
   const Options options(in.q, key_mask, bias, head_scale, seed, dropout_p, scale);
-  Tensor out = tokens_like(in.q);
+  Tensor out = new_tensor(in.q.dtype, {in.q.B, in.q.N, in.q.H, in.q.D});
   Tensor lse = forward(in, options, out, Heads::tokens(out));
   return {out, lse};
 }
@@ -177,9 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_packed_backward(
   dout = dense(dout), qkv = dense(qkv), out = dense(out);
   const QKV in = parts_of(qkv);
   const Options options(in.q, key_mask, bias, head_scale, seed, dropout_p, scale);
-  const int64_t row = in.q.H * in.q.D;
-  const Tensor dqkv = empty(in.q.dtype, {in.q.B, in.q.N, 3, in.q.H, in.q.D},
-                            {in.q.N * 3 * row, 3 * row, row, in.q.D, 1});
+  const Tensor dqkv = new_tensor(in.q.dtype, {in.q.B, in.q.N, 3, in.q.H, in.q.D});
   auto [dbias, dhead_scale] =
       backward(in, options, Heads::tokens(dout), Heads::tokens(out), lse, parts_of(dqkv), {dqkv},
                bias, head_scale, bias_grad);

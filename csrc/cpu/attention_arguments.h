@@ -3,8 +3,8 @@
 #pragma once
 
 #include "attention_call.h"
+#include "new_tensor.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -216,20 +216,9 @@ Optional bias_parts(const Heads& q, const Options& options, bool bias_grad) {
                                          bias.size(2), bias.size(3)});
 }
 
-// the dispatcher, which knows strides, would take longer than a small kernel
-Tensor empty(ScalarType dtype, std::initializer_list<int64_t> sizes,
-             std::initializer_list<int64_t> strides) {
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      sizes.size(), sizes.begin(), strides.begin(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
-}
-
 // The sum over the parts in the dtype of `like`; an empty tensor where nobody asked for it.
 Tensor sum_of_parts(const Optional& parts, const Optional& like, const Heads& q) {
-  if (!parts || !like) return empty(q.dtype, {0}, {1});
+  if (!parts || !like) return new_tensor(q.dtype, {0});
   const int64_t first[] = {0};
   const Tensor sum = torch::stable::sum(*parts, first);
   return sum.scalar_type() == like->scalar_type() ? sum
@@ -239,11 +228,12 @@ Tensor sum_of_parts(const Optional& parts, const Optional& like, const Heads& q)
 // A new (B, H, N, D) whose memory is (B, N, H, D), so that merging the heads is free.
 Tensor heads_last(const Heads& t) {
   const int64_t row = t.H * t.D;
-  return empty(t.dtype, {t.B, t.H, t.N, t.D}, {t.N * row, t.D, row, 1});
+  const int64_t strides[] = {t.N * row, t.D, row, 1};
+  return new_strided(t.dtype, {t.B, t.H, t.N, t.D}, strides);
 }
 
 Tensor lse_like(const Heads& q) {
-  return empty(accumulator(q), {q.B, q.H, q.N}, {q.H * q.N, q.N, 1});
+  return new_tensor(accumulator(q), {q.B, q.H, q.N});
 }
 
 // the kernels take any strides but need dense channels

@@ -59,7 +59,7 @@ void check_weights(const Heads& q, const Heads& k, const Heads& v, const Options
 std::tuple<Tensor, Tensor> forward(const Heads& q, const Heads& k, const Heads& v,
                                    const Options& options, Optional out) {
   check_weights(q, k, v, options);
-  Tensor weights = empty(q.dtype, {q.B, q.N, k.N}, {q.N * k.N, k.N, 1});
+  Tensor weights = new_tensor(q.dtype, {q.B, q.N, k.N});
   Tensor lse = lse_like(q);
   if (q.empty() || k.empty()) {
     torch::stable::zero_(weights);

@@ -2,6 +2,7 @@
 // tokens; and lsmha_fast_C::conv_stem_dweight and _dy, parts of its gradient.
 
 #include "conv_stem.h"
+#include "new_tensor.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -124,9 +125,9 @@ std::tuple<Tensor, Tensor> conv_stem(Tensor x, Tensor weight, std::optional<Tens
     check(*bias, ScalarType::Float, C, "bias must be (C,)");
   }
   const int64_t N = sizes.HO * sizes.WO, B = x.size(0);
-  Tensor out = torch::stable::new_empty(x, {B, N, C});
-  Tensor codes = need_codes ? torch::stable::new_empty(x, {B, N, C}, ScalarType::Byte)
-                            : torch::stable::new_empty(x, {0}, ScalarType::Byte);
+  Tensor out = new_tensor(x.scalar_type(), {B, N, C});
+  Tensor codes =
+      need_codes ? new_tensor(ScalarType::Byte, {B, N, C}) : new_tensor(ScalarType::Byte, {0});
   auto* run = x.scalar_type() == ScalarType::Float ? run_forward<float> : run_forward<Bfloat16>;
   run(sizes, x, weight, bias ? bias->const_data_ptr<float>() : nullptr, out,
       need_codes ? codes.mutable_data_ptr<uint8_t>() : nullptr);
@@ -204,7 +205,7 @@ Tensor conv_stem_dy(Tensor out_grad, Tensor x, Tensor codes, int64_t kernel, int
   const int64_t numel = B * sizes.HO * sizes.WO * C;
   check(out_grad, x.scalar_type(), numel, "out_grad must be contiguous (B, N, C) like x");
   check(codes, ScalarType::Byte, numel, "codes must be contiguous uint8 (B, N, C)");
-  Tensor dy = torch::stable::new_empty(x, {B, sizes.HC, sizes.WC, C}, ScalarType::Float);
+  Tensor dy = new_tensor(ScalarType::Float, {B, sizes.HC, sizes.WC, C});
   auto* run = x.scalar_type() == ScalarType::Float ? run_scatter<float> : run_scatter<Bfloat16>;
   run(sizes, out_grad, codes.const_data_ptr<uint8_t>(), dy);
   return dy;

@@ -1,6 +1,7 @@
 // lsmha_fast::seq_pool and its gradient for the CPU, overloads `cpp`: softmax-weighted mean of the
 // tokens, per head.
 
+#include "new_tensor.h"
 #include "pool_images.h"
 
 #include <torch/csrc/stable/library.h>
@@ -29,8 +30,8 @@ std::tuple<Tensor, Tensor> seq_pool(Tensor x, Tensor weight) {
   x = readable(x), weight = exact(weight);
   check_tokens(x, weight);
   const int64_t B = x.size(0), H = x.size(2), D = x.size(3);
-  Tensor pooled = torch::stable::new_empty(weight, {B, H, D});
-  Tensor lse = torch::stable::new_empty(weight, {B, H});
+  Tensor pooled = new_tensor(ScalarType::Float, {B, H, D});
+  Tensor lse = new_tensor(ScalarType::Float, {B, H});
   pool_images(x, 0, B, weight.const_data_ptr<float>(), pooled.mutable_data_ptr<float>(),
               lse.mutable_data_ptr<float>());
   return {pooled, lse};
@@ -63,8 +64,9 @@ std::tuple<Tensor, Tensor> seq_pool_backward(Tensor out_grad, Tensor x, Tensor w
                         t.numel() == x.size(0) * x.size(2) * (t.dim() == 3 ? x.size(3) : 1),
                     "out_grad, pooled (B, H, D) and lse (B, H) must be contiguous float32");
   }
-  Tensor dx = torch::stable::new_empty(x, x.sizes());
-  Tensor partial = torch::stable::new_empty(pooled, pooled.sizes());
+  const int64_t B = x.size(0), H = x.size(2), D = x.size(3);
+  Tensor dx = new_tensor(x.scalar_type(), {B, x.size(1), H, D});
+  Tensor partial = new_tensor(ScalarType::Float, {B, H, D});
   auto* run = x.scalar_type() == ScalarType::Float ? run_backward<float> : run_backward<Bfloat16>;
   run(x, weight.const_data_ptr<float>(), out_grad.const_data_ptr<float>(),
       pooled.const_data_ptr<float>(), lse.const_data_ptr<float>(), dx,

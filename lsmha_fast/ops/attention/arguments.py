@@ -24,11 +24,11 @@ def check_qkv(name: str, q: Tensor, k: Tensor, v: Tensor | None = None) -> tuple
             f"got q {tuple(shape)}, {shapes}"
         )
     check_float(name, q, shape[1], shape[3])
+    dtype, device = q.dtype, q.device
     for other, t in (("k", k), ("v", v)):
-        if t is not None and (t.dtype != q.dtype or t.device != q.device):
+        if t is not None and (t.dtype != dtype or t.device != device):
             raise ValueError(
-                f"{name}: expected {other} like q ({q.dtype}, {q.device}), "
-                f"got {t.dtype}, {t.device}"
+                f"{name}: expected {other} like q ({dtype}, {device}), got {t.dtype}, {t.device}"
             )
     return (*shape[:3], keys[2])
 

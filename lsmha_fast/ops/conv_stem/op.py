@@ -167,7 +167,8 @@ def conv_stem(
         ValueError: shapes, dtypes or sizes do not fit, or the backend does not exist.
         BackendError: the named backend cannot run this call.
     """
-    pool = NO_POOL if pool is None else Pool(*pool)
+    if not isinstance(pool, Pool):
+        pool = NO_POOL if pool is None else Pool(*pool)
     _check(x, weight, bias, stride, padding, pool)
     order = ORDER.get(x.device.type, ())
     backend = resolve_backend("conv_stem", backend, CHECKS, order, x, weight, stride, padding, pool)
