@@ -159,11 +159,26 @@ void run_backward(const StemSizes& s, const Tensor& x, const Tensor& out_grad,
   });
 }
 
-// Sums of the gradient over groups of images, (groups, C, padded depth): kernel * kernel * CIN
-// columns of the weight's, one of the bias's, and some that mean nothing.
-Tensor conv_stem_dweight(Tensor out_grad, Tensor x, Tensor codes, int64_t kernel, int64_t stride,
-                         int64_t padding, int64_t pool_kernel, int64_t pool_stride,
-                         int64_t pool_padding) {
+// sums: (C, padded depth), channels last, the bias after the weight; the rest means nothing
+template <class T>
+void arrange(const StemSizes& s, const Tensor& sums, Tensor& dweight, Tensor& dbias) {
+  const float* from = sums.const_data_ptr<float>();
+  T* weight = static_cast<T*>(dweight.mutable_data_ptr());
+  T* bias = static_cast<T*>(dbias.mutable_data_ptr());
+  const int64_t places = s.conv.kernel * s.conv.kernel;
+  for (int64_t c = 0; c < s.C; ++c, from += s.padded_depth(), weight += s.depth()) {
+    for (int64_t k = 0; k < s.depth(); ++k) {
+      weight[k % s.CIN * places + k / s.CIN] = from_float<T>(from[k]);
+    }
+    bias[c] = from_float<T>(from[s.depth()]);
+  }
+}
+
+// gradients of the weight (C, CIN, kernel, kernel) and the bias (C,)
+std::tuple<Tensor, Tensor> conv_stem_dweight(Tensor out_grad, Tensor x, Tensor codes,
+                                             int64_t kernel, int64_t stride, int64_t padding,
+                                             int64_t pool_kernel, int64_t pool_stride,
+                                             int64_t pool_padding) {
   const int64_t B = x.size(0), C = out_grad.size(2);
   const StemSizes sizes =
       sizes_of(x, C, kernel, stride, padding, pool_kernel, pool_stride, pool_padding);
@@ -172,9 +187,15 @@ Tensor conv_stem_dweight(Tensor out_grad, Tensor x, Tensor codes, int64_t kernel
   check(codes, ScalarType::Byte, numel, "codes must be contiguous uint8 (B, N, C)");
   Tensor partial = torch::stable::new_zeros(x, {std::min(B, GROUPS), C, sizes.padded_depth()},
                                             ScalarType::Float);
-  auto* run = x.scalar_type() == ScalarType::Float ? run_backward<float> : run_backward<Bfloat16>;
-  run(sizes, x, out_grad, codes.const_data_ptr<uint8_t>(), partial);
-  return partial;
+  const bool exact = x.scalar_type() == ScalarType::Float;
+  (exact ? run_backward<float> : run_backward<Bfloat16>)(
+      sizes, x, out_grad, codes.const_data_ptr<uint8_t>(), partial);
+  const int64_t groups[] = {0};
+  const Tensor sums = torch::stable::sum(partial, groups);
+  Tensor dweight = new_tensor(x.scalar_type(), {C, sizes.CIN, kernel, kernel});
+  Tensor dbias = new_tensor(x.scalar_type(), {C});
+  (exact ? arrange<float> : arrange<Bfloat16>)(sizes, sums, dweight, dbias);
+  return {dweight, dbias};
 }
 
 template <class T>
@@ -215,7 +236,7 @@ Tensor conv_stem_dy(Tensor out_grad, Tensor x, Tensor codes, int64_t kernel, int
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lsmha_fast_C, m) {
   m.def("conv_stem_dweight(Tensor out_grad, Tensor x, Tensor codes, int kernel, int stride, "
-        "int padding, int pool_kernel, int pool_stride, int pool_padding) -> Tensor");
+        "int padding, int pool_kernel, int pool_stride, int pool_padding) -> (Tensor, Tensor)");
   m.def("conv_stem_dy(Tensor out_grad, Tensor x, Tensor codes, int kernel, int stride, "
         "int padding, int pool_kernel, int pool_stride, int pool_padding) -> Tensor");
 }

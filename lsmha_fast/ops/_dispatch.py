@@ -124,20 +124,22 @@ def _add_native(name: str, op: torch._ops.OpOverloadPacket) -> None:
 
     @torch.library.impl(f"{name}.cpp", "CompositeExplicitAutograd")
     def load(*args):
-        device = _device(args)
-        if device.type != "cpu":
-            reason: str | None = f"it needs a CPU tensor, got one on {device}"
-        else:
-            reason = ext_missing()
-            if reason is None and not torch._C._dispatch_has_kernel_for_dispatch_key(
-                f"{name}.cpp", "CPU"
-            ):
-                reason = f"the native extension lsmha_fast._C is of an older version; {BUILD}"
-        if reason is not None:
+        if (reason := native_missing(name, _device(args))) is not None:
             raise BackendError(f"{name}: backend 'cpp' cannot run this call: {reason}")
         return op.cpp(*args)
 
     torch.library.register_fake(f"{name}.cpp")(lambda *args: op.default(*args, "cpp"))
+
+
+def native_missing(name: str, device: torch.device) -> str | None:
+    """Load the native library; why it does not have op `name` for a device, or None."""
+    if device.type != "cpu":
+        return f"it needs a CPU tensor, got one on {device}"
+    if (reason := ext_missing()) is not None:
+        return reason
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{name}.cpp", "CPU"):
+        return None
+    return f"the native extension lsmha_fast._C is of an older version; {BUILD}"
 
 
 def _device(args: Sequence) -> torch.device:

@@ -140,6 +140,13 @@ def _packed_backward_fake(do, qkv, key_mask, bias, head_scale, *args):
     return qkv.new_empty(qkv.shape), *small_grads(qkv, bias, head_scale, bias_grad)
 
 
+def _save(ctx, inputs, output) -> None:
+    """What the backward needs; `setup_context` keeps them open to torch.func."""
+    *tensors, ctx.dropout_p, ctx.scale, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, *output)
+
+
 class Attention(torch.autograd.Function):
     """(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o, lse.
 
@@ -154,9 +161,7 @@ class Attention(torch.autograd.Function):
             OPS.attention, q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _save(ctx, inputs, output)
+    setup_context = staticmethod(_save)
 
     @staticmethod
     @once_differentiable
@@ -189,9 +194,7 @@ class AttentionPacked(torch.autograd.Function):
             OPS.attention_packed, qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _save(ctx, inputs, output)
+    setup_context = staticmethod(_save)
 
     @staticmethod
     @once_differentiable
@@ -238,13 +241,6 @@ def _with_context(function: type[torch.autograd.Function]) -> type[torch.autogra
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
     return type(function.__name__, (torch.autograd.Function,), methods)
-
-
-def _save(ctx, inputs, output) -> None:
-    """What the backward needs; `setup_context` keeps them open to torch.func."""
-    *tensors, ctx.dropout_p, ctx.scale, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
 
 
 for name in ("attention", "attention_packed"):
