@@ -1,5 +1,6 @@
 """Small calls stay cheap: the package's functions are counted, whatever else the machine does."""
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import lsmha_fast
 from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import attention, attention_packed, conv_stem, seq_pool
 from lsmha_fast.ops._dispatch import native_missing
+from lsmha_fast.testing import nan_filled_empty
 
 PACKAGE = str(Path(lsmha_fast.__file__).parent)
 OPS = torch.ops.lsmha_fast
@@ -130,3 +132,11 @@ def test_a_library_that_lacks_an_op_is_named():
     library.define("later.cpp(Tensor x) -> Tensor")
     reason = native_missing("lsmha_fast_tests::later", cpu)
     assert reason.startswith("the native extension lsmha_fast._C is of an older version; pip ")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_memory_of_native_results_is_filled_where_tests_ask_for_it():
+    with nan_filled_empty():
+        x = torch.ops.aten.empty.memory_format([1000], dtype=torch.float32)
+    assert (x == x[0]).all()
+    assert x[0] > 3e38
