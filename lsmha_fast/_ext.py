@@ -87,7 +87,7 @@ def _dtype_refused(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
 
 def cpp_check(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Reason why the native CPU kernels cannot take tensors like `x`, or None."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"it needs a CPU tensor, got one on {x.device}"
     return _dtype_refused(x, dtypes) or ext_missing()
 
