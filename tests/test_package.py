@@ -60,7 +60,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     native = [n for n in files if n.endswith(".so")]
     assert sorted(set(files) - set(native)) == sorted(SOURCES + PAGE)
     assert set(native) <= {"lsmha_fast/_C.abi3.so", "lsmha_fast/_C_cuda.abi3.so"}
-    assert wheel.stem.endswith(f"cp310-abi3-linux_{platform.machine()}" if native else "py3-none-any")
+    tag = f"cp310-abi3-linux_{platform.machine()}" if native else "py3-none-any"
+    assert wheel.stem.endswith(tag)
     assert meta + "licenses/LICENSE" in names
 
 
