@@ -5,7 +5,7 @@
 # CUDA build; EXTRAS (default train,data,report) are what the wheel is installed with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
+python=$(realpath -s "${PYTHON:-.venv/bin/python}")
 extras=${EXTRAS:-train,data,report}
 [ $# -gt 0 ] || set -- "$(grep '^torch==' constraints.txt)"
 folder=$(mktemp -d)

@@ -5,6 +5,7 @@ with others, as scripts/package.sh does after building the native kernels.
 """
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     native = [n for n in files if n.endswith(".so")]
     assert sorted(set(files) - set(native)) == sorted(SOURCES + PAGE)
     assert set(native) <= {"lsmha_fast/_C.abi3.so", "lsmha_fast/_C_cuda.abi3.so"}
-    assert wheel.stem.endswith("cp310-abi3-linux_x86_64" if native else "py3-none-any")
+    tag = f"cp310-abi3-linux_{platform.machine()}" if native else "py3-none-any"
+    assert wheel.stem.endswith(tag)
     assert meta + "licenses/LICENSE" in names
 
 
@@ -76,12 +78,10 @@ def test_the_sdist_holds_what_a_build_needs_and_no_owner(sdist):
 
 
 def test_no_path_of_the_build_machine_is_inside(wheel):
-    # of libraries too; what a test of the sources would see is kept by test_layout.py
     pattern = re.compile(rb"/(?:home|root|tmp|work|opt|mnt|build|Users|usr/local)/[\w.-]+/[\w./-]*")
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if not name.endswith((".py", ".md", "METADATA")):
-                assert pattern.findall(archive.read(name)) == [], name
+            assert pattern.findall(archive.read(name)) == [], name
 
 
 def test_uninstalling_leaves_nothing(wheel, tmp_path, monkeypatch):
