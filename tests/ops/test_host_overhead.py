@@ -22,10 +22,10 @@ q, qkv, image = torch.zeros(1, 4, 8, 4), torch.zeros(1, 8, 3, 4, 4), torch.zeros
 weight, filters = torch.zeros(8, 4), torch.zeros(16, 3, 3, 3)
 # a call, what it is differentiated by, and how many functions its forward and backward may take
 CALLS = {
-    "attention": (lambda q: attention(q, q, q), q, 17, 2),
-    "attention_packed": (attention_packed, qkv, 16, 2),
-    "seq_pool": (lambda x: seq_pool(x, weight), q, 8, 2),
-    "conv_stem": (lambda w: conv_stem(image, w, stride=1, padding=1), filters, 11, 17),
+    "attention": (lambda q: attention(q, q, q), q, 16, 3),
+    "attention_packed": (attention_packed, qkv, 15, 3),
+    "seq_pool": (lambda x: seq_pool(x, weight), q, 7, 2),
+    "conv_stem": (lambda w: conv_stem(image, w, stride=1, padding=1), filters, 10, 17),
 }
 
 

@@ -286,9 +286,9 @@ def attention_with_weights(
         backend = "cpp"
     backend = _resolve(name, backend, q, sizes[2], key_mask, bias, dropout_p)
     if backend in WEIGHTS_CHECKS and WEIGHTS_CHECKS[backend](q) is None:
-        out, weights, _ = run(
+        out, weights = run(
             AttentionWithWeights, q, k, v, key_mask, bias, head_scale, *options, backend
-        )
+        )[:2]
     else:
         out = run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
         weights = run(AttentionWeights, q, k, key_mask, bias, *options, "reference")[0]

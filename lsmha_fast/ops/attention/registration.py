@@ -232,14 +232,20 @@ def run(function: type[torch.autograd.Function], *args):
 
 @functools.cache
 def _with_context(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The function in the form whose `forward` takes the context."""
+    """The function in the form whose `forward` takes the context; without its last output, the
+    log-sum-exp, for which PyTorch would make a gradient of zeros."""
 
     def forward(ctx, *args):
         output = function.forward(*args)
         function.setup_context(ctx, args, output)
-        return output
+        return output[:-1]
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    def backward(ctx, *grads):
+        # what forbids a second derivative takes time, and is idle where nobody records one
+        formula = function.backward if torch.is_grad_enabled() else function.backward.__wrapped__
+        return formula(ctx, *grads, None)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(function.__name__, (torch.autograd.Function,), methods)
 
 
