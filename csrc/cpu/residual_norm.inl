@@ -1,0 +1,146 @@
+// Rows of residual_norm.h, one at a time: a row stays in the first-level cache, padded with zeros.
+//
+// Included once per instruction set, after vectors.inl.
+
+// sums that run side by side, so that none waits for the one before it
+constexpr int WAYS = 4;
+constexpr int64_t BLOCK = WAYS * LANES;
+
+inline int64_t padded(int64_t C) { return (C + BLOCK - 1) / BLOCK * BLOCK; }
+
+template <class T>
+inline Vec load_some(const T* p, int64_t count) {
+  Vec v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = to_float(p[i]);
+  return v;
+}
+
+template <class T>
+inline void store_some(T* p, Vec v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = from_float<T>(v[i]);
+}
+
+inline float total(const Vec (&sums)[WAYS]) {
+  const Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  float result = 0;
+  for (int i = 0; i < LANES; ++i) result += sum[i];
+  return result;
+}
+
+// out = a + factor * b, up to the end of the padding; b may be null
+template <class A, class B>
+inline void add_rows(const A* a, const B* b, float factor, int64_t C, float* out) {
+  int64_t c = 0;
+  for (; c + LANES <= C; c += LANES) {
+    store(out + c, b == nullptr ? load(a + c) : load(a + c) + load(b + c) * factor);
+  }
+  for (; c < padded(C); c += LANES) {
+    const int64_t count = std::max<int64_t>(0, C - c);
+    const Vec v = load_some(a + c, count);
+    store(out + c, b == nullptr ? v : v + load_some(b + c, count) * factor);
+  }
+}
+
+template <class A>
+inline void add_to(const A* a, const Rows& b, int64_t i, float factor, int64_t C, float* out) {
+  if (b.bfloat16) return add_rows(a, b.row<const Bfloat16>(i, C), factor, C, out);
+  add_rows(a, b ? b.row<const float>(i, C) : nullptr, factor, C, out);
+}
+
+// row i of a + factor * b
+inline void gather(const Rows& a, const Rows& b, int64_t i, float factor, int64_t C, float* out) {
+  if (a.bfloat16) return add_to(a.row<const Bfloat16>(i, C), b, i, factor, C, out);
+  add_to(a.row<const float>(i, C), b, i, factor, C, out);
+}
+
+// f gives the vector at a position
+template <class T, class F>
+inline void write_row(T* to, int64_t C, const F& f) {
+  int64_t c = 0;
+  for (; c + LANES <= C; c += LANES) store(to + c, f(c));
+  if (c < C) store_some(to + c, f(c), C - c);
+}
+
+template <class F>
+inline void write(const Rows& to, int64_t i, int64_t C, const F& f) {
+  if (!to) return;
+  if (to.bfloat16) return write_row(to.row<Bfloat16>(i, C), C, f);
+  write_row(to.row<float>(i, C), C, f);
+}
+
+inline float factor_of(const NormRows& rows, int64_t i) {
+  return rows.keep == nullptr ? 1.0f : rows.keep[i / rows.rows_per_sample];
+}
+
+void norm_forward(const NormRows& rows, const NormResult& result, int64_t first, int64_t last,
+                  float* s) {
+  const int64_t C = rows.C, P = padded(C);
+  for (int64_t i = first; i < last; ++i) {
+    gather(rows.x, rows.branch, i, factor_of(rows, i), C, s);
+    if (!rows.post_norm && result.stream) {
+      write(result.stream, i, C, [&](int64_t c) { return load(s + c); });
+      // y is the norm of the stream as it is returned
+      if (result.stream.bfloat16) gather(result.stream, Rows(), i, 1.0f, C, s);
+    }
+    Vec sums[WAYS] = {}, squares[WAYS] = {};
+    for (int64_t c = 0; c < P; c += BLOCK) {
+      for (int j = 0; j < WAYS; ++j) sums[j] += load(s + c + j * LANES);
+    }
+    const float mean = total(sums) / C;
+    std::fill(s + C, s + P, mean);  // what is padding adds nothing
+    for (int64_t c = 0; c < P; c += BLOCK) {
+      for (int j = 0; j < WAYS; ++j) {
+        const Vec d = load(s + c + j * LANES) - mean;
+        squares[j] += d * d;
+      }
+    }
+    const float rstd = 1.0f / std::sqrt(total(squares) / C + result.eps);
+    const auto y = [&](int64_t c) {
+      return (load(s + c) - mean) * rstd * load(rows.weight + c) + load(rows.bias + c);
+    };
+    write(result.y, i, C, y);
+    if (rows.post_norm) write(result.stream, i, C, y);
+    rows.mean[i] = mean, rows.rstd[i] = rstd;
+  }
+}
+
+// n: the normalised row; g: the gradient of y, which becomes h = g * weight. Adds to dweight and
+// dbias and gives the two sums that the gradient of a row needs.
+inline void add_sums(float* g, const float* n, const float* weight, int64_t P,
+                     const NormGradient& grad, float& sum_h, float& sum_hn) {
+  Vec h_sums[WAYS] = {}, hn_sums[WAYS] = {};
+  for (int64_t c = 0; c < P; c += BLOCK) {
+    for (int j = 0; j < WAYS; ++j) {
+      const int64_t k = c + j * LANES;
+      const Vec dy = load(g + k), row = load(n + k), h = dy * load(weight + k);
+      h_sums[j] += h;
+      hn_sums[j] += h * row;
+      store(g + k, h);
+      if (grad.dweight == nullptr) continue;
+      store(grad.dweight + k, load(grad.dweight + k) + dy * row);
+      store(grad.dbias + k, load(grad.dbias + k) + dy);
+    }
+  }
+  sum_h = total(h_sums), sum_hn = total(hn_sums);
+}
+
+void norm_backward(const NormRows& rows, const NormGradient& grad, int64_t first, int64_t last,
+                   float* n) {
+  const int64_t C = rows.C, P = padded(C);
+  float* g = n + P;
+  for (int64_t i = first; i < last; ++i) {
+    const float factor = factor_of(rows, i), mean = rows.mean[i], rstd = rows.rstd[i];
+    gather(rows.x, rows.branch, i, factor, C, n);
+    for (int64_t c = 0; c < P; c += LANES) store(n + c, (load(n + c) - mean) * rstd);
+    gather(grad.dy, rows.post_norm ? grad.dstream : Rows(), i, 1.0f, C, g);
+    float sum_h, sum_hn;
+    add_sums(g, n, rows.weight, P, grad, sum_h, sum_hn);
+    const float mean_h = sum_h / C, mean_hn = sum_hn / C;
+    for (int64_t c = 0; c < P; c += LANES) {
+      store(g + c, (load(g + c) - mean_h - load(n + c) * mean_hn) * rstd);
+    }
+    if (!rows.post_norm && grad.dstream) add_to(g, grad.dstream, i, 1.0f, C, g);
+    write(grad.dx, i, C, [&](int64_t c) { return load(g + c); });
+    write(grad.dbranch, i, C, [&](int64_t c) { return load(g + c) * factor; });
+  }
+}
