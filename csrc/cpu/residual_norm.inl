@@ -21,37 +21,41 @@ inline void store_some(T* p, Vec v, int64_t count) {
 }
 
 inline float total(const Vec (&sums)[WAYS]) {
-  const Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  float result = 0;
-  for (int i = 0; i < LANES; ++i) result += sum[i];
-  return result;
+  Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (int lanes = LANES; lanes > 1; lanes /= 2) sum = add_pairs(sum, sum, Lanes());
+  return sum[0];
 }
 
-// out = a + factor * b, up to the end of the padding; b may be null
-template <class A, class B>
-inline void add_rows(const A* a, const B* b, float factor, int64_t C, float* out) {
+// out = f(a + factor * b), up to the end of the padding, where a and b are 0; b may be null
+template <class A, class B, class F>
+inline void gather_rows(const A* a, const B* b, float factor, int64_t C, float* out, const F& f) {
   int64_t c = 0;
   for (; c + LANES <= C; c += LANES) {
-    store(out + c, b == nullptr ? load(a + c) : load(a + c) + load(b + c) * factor);
+    store(out + c, f(b == nullptr ? load(a + c) : load(a + c) + load(b + c) * factor));
   }
   for (; c < padded(C); c += LANES) {
     const int64_t count = std::max<int64_t>(0, C - c);
     const Vec v = load_some(a + c, count);
-    store(out + c, b == nullptr ? v : v + load_some(b + c, count) * factor);
+    store(out + c, f(b == nullptr ? v : v + load_some(b + c, count) * factor));
   }
 }
 
-template <class A>
-inline void add_to(const A* a, const Rows& b, int64_t i, float factor, int64_t C, float* out) {
-  if (b.bfloat16) return add_rows(a, b.row<const Bfloat16>(i, C), factor, C, out);
-  add_rows(a, b ? b.row<const float>(i, C) : nullptr, factor, C, out);
+template <class A, class F>
+inline void gather_sum(const A* a, const Rows& b, int64_t i, float factor, int64_t C, float* out,
+                       const F& f) {
+  if (b.bfloat16) return gather_rows(a, b.row<const Bfloat16>(i, C), factor, C, out, f);
+  gather_rows(a, b ? b.row<const float>(i, C) : nullptr, factor, C, out, f);
 }
 
-// row i of a + factor * b
-inline void gather(const Rows& a, const Rows& b, int64_t i, float factor, int64_t C, float* out) {
-  if (a.bfloat16) return add_to(a.row<const Bfloat16>(i, C), b, i, factor, C, out);
-  add_to(a.row<const float>(i, C), b, i, factor, C, out);
+// out = f(a + factor * b) of row i
+template <class F>
+inline void gather(const Rows& a, const Rows& b, int64_t i, float factor, int64_t C, float* out,
+                   const F& f) {
+  if (a.bfloat16) return gather_sum(a.row<const Bfloat16>(i, C), b, i, factor, C, out, f);
+  gather_sum(a.row<const float>(i, C), b, i, factor, C, out, f);
 }
+
+inline Vec same(Vec v) { return v; }
 
 // f gives the vector at a position
 template <class T, class F>
@@ -75,12 +79,13 @@ inline float factor_of(const NormRows& rows, int64_t i) {
 void norm_forward(const NormRows& rows, const NormResult& result, int64_t first, int64_t last,
                   float* s) {
   const int64_t C = rows.C, P = padded(C);
+  const float *weight = rows.weight, *bias = rows.bias;
   for (int64_t i = first; i < last; ++i) {
-    gather(rows.x, rows.branch, i, factor_of(rows, i), C, s);
+    gather(rows.x, rows.branch, i, factor_of(rows, i), C, s, same);
     if (!rows.post_norm && result.stream) {
-      write(result.stream, i, C, [&](int64_t c) { return load(s + c); });
+      write(result.stream, i, C, [=](int64_t c) { return load(s + c); });
       // y is the norm of the stream as it is returned
-      if (result.stream.bfloat16) gather(result.stream, Rows(), i, 1.0f, C, s);
+      if (result.stream.bfloat16) gather(result.stream, Rows(), i, 1.0f, C, s, same);
     }
     Vec sums[WAYS] = {}, squares[WAYS] = {};
     for (int64_t c = 0; c < P; c += BLOCK) {
@@ -95,8 +100,8 @@ void norm_forward(const NormRows& rows, const NormResult& result, int64_t first,
       }
     }
     const float rstd = 1.0f / std::sqrt(total(squares) / C + result.eps);
-    const auto y = [&](int64_t c) {
-      return (load(s + c) - mean) * rstd * load(rows.weight + c) + load(rows.bias + c);
+    const auto y = [=](int64_t c) {
+      return (load(s + c) - mean) * rstd * load(weight + c) + load(bias + c);
     };
     write(result.y, i, C, y);
     if (rows.post_norm) write(result.stream, i, C, y);
@@ -106,8 +111,8 @@ void norm_forward(const NormRows& rows, const NormResult& result, int64_t first,
 
 // n: the normalised row; g: the gradient of y, which becomes h = g * weight. Adds to dweight and
 // dbias and gives the two sums that the gradient of a row needs.
-inline void add_sums(float* g, const float* n, const float* weight, int64_t P,
-                     const NormGradient& grad, float& sum_h, float& sum_hn) {
+inline void add_sums(float* g, const float* n, const float* weight, int64_t P, float* dweight,
+                     float* dbias, float& sum_h, float& sum_hn) {
   Vec h_sums[WAYS] = {}, hn_sums[WAYS] = {};
   for (int64_t c = 0; c < P; c += BLOCK) {
     for (int j = 0; j < WAYS; ++j) {
@@ -116,9 +121,9 @@ inline void add_sums(float* g, const float* n, const float* weight, int64_t P,
       h_sums[j] += h;
       hn_sums[j] += h * row;
       store(g + k, h);
-      if (grad.dweight == nullptr) continue;
-      store(grad.dweight + k, load(grad.dweight + k) + dy * row);
-      store(grad.dbias + k, load(grad.dbias + k) + dy);
+      if (dweight == nullptr) continue;
+      store(dweight + k, load(dweight + k) + dy * row);
+      store(dbias + k, load(dbias + k) + dy);
     }
   }
   sum_h = total(h_sums), sum_hn = total(hn_sums);
@@ -130,17 +135,22 @@ void norm_backward(const NormRows& rows, const NormGradient& grad, int64_t first
   float* g = n + P;
   for (int64_t i = first; i < last; ++i) {
     const float factor = factor_of(rows, i), mean = rows.mean[i], rstd = rows.rstd[i];
-    gather(rows.x, rows.branch, i, factor, C, n);
-    for (int64_t c = 0; c < P; c += LANES) store(n + c, (load(n + c) - mean) * rstd);
-    gather(grad.dy, rows.post_norm ? grad.dstream : Rows(), i, 1.0f, C, g);
+    gather(rows.x, rows.branch, i, factor, C, n, [=](Vec s) { return (s - mean) * rstd; });
+    gather(grad.dy, rows.post_norm ? grad.dstream : Rows(), i, 1.0f, C, g, same);
     float sum_h, sum_hn;
-    add_sums(g, n, rows.weight, P, grad, sum_h, sum_hn);
+    add_sums(g, n, rows.weight, P, grad.dweight, grad.dbias, sum_h, sum_hn);
     const float mean_h = sum_h / C, mean_hn = sum_hn / C;
-    for (int64_t c = 0; c < P; c += LANES) {
-      store(g + c, (load(g + c) - mean_h - load(n + c) * mean_hn) * rstd);
+    const auto through_norm = [=](int64_t c) {
+      return (load(g + c) - mean_h - load(n + c) * mean_hn) * rstd;
+    };
+    if (rows.post_norm || !grad.dstream) {
+      write(grad.dx, i, C, through_norm);
+      write(grad.dbranch, i, C, [=](int64_t c) { return through_norm(c) * factor; });
+      continue;
     }
-    if (!rows.post_norm && grad.dstream) add_to(g, grad.dstream, i, 1.0f, C, g);
-    write(grad.dx, i, C, [&](int64_t c) { return load(g + c); });
-    write(grad.dbranch, i, C, [&](int64_t c) { return load(g + c) * factor; });
+    for (int64_t c = 0; c < P; c += LANES) store(g + c, through_norm(c));
+    gather_sum(g, grad.dstream, i, 1.0f, C, g, same);
+    write(grad.dx, i, C, [=](int64_t c) { return load(g + c); });
+    write(grad.dbranch, i, C, [=](int64_t c) { return load(g + c) * factor; });
   }
 }

@@ -1,6 +1,9 @@
 """residual_norm: formula, registration, native and Triton kernels against fp64."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,10 +111,10 @@ def assert_matches_fp64(tensors, backend, grads=None, **options):
 def test_reference_is_the_definition(form, post_norm):
     tensors = inputs((3, 7, 5), torch.float64, "cpu", FORMS[form])
     grads = [torch.randn(3, 7, 5, dtype=torch.float64) for _ in range(2)]
-    torch.testing.assert_close(
-        run(residual_norm, tensors, grads, post_norm=post_norm),
-        run(plain, tensors, grads, post_norm=post_norm),
-    )
+    expected = run(plain, tensors, grads, post_norm=post_norm)
+    for backend in ("reference", None):
+        actual = run(residual_norm, tensors, grads, post_norm=post_norm, backend=backend)
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -122,7 +125,7 @@ def test_gradient_formula(form, post_norm):
 
     def call(*args):
         named = {**tensors, **dict(zip(leaves, args, strict=True))}
-        return residual_norm(**named, post_norm=post_norm)
+        return residual_norm(**named, post_norm=post_norm, backend="reference")
 
     assert torch.autograd.gradcheck(call, tuple(leaves.values()))
 
@@ -150,6 +153,16 @@ def test_registration(form, post_norm, dtype):
 def test_matches_fp64(backend, dtype, shape, post_norm, device):
     tensors = inputs(shape, dtype, device_of(backend, device))
     assert_matches_fp64(tensors, backend, post_norm=post_norm)
+
+
+@needs_cpp
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_lesser_instruction_sets(capability):
+    chosen = "(matches_fp64 or left_out or mixed) and cpp"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([*command, __file__], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -326,14 +339,18 @@ def test_exports_in_standard_operators():
     torch.testing.assert_close(program.module()(*x), Call()(*x))
 
 
-def test_default_backend_on_a_cpu_is_not_the_interpreter(monkeypatch):
-    def fail(*_):
-        raise AssertionError("the default ran Triton on a CPU tensor")
+@needs_cpp
+@pytest.mark.parametrize("shape, kernel", [((2, 255, 256), False), ((2, 256, 256), True)])
+def test_default_on_a_cpu(shape, kernel, monkeypatch):
+    from lsmha_fast.ops.residual_norm import _cpp
 
-    from lsmha_fast.ops.residual_norm import _triton
-
-    monkeypatch.setattr(_triton, "residual_norm", fail)
-    residual_norm(torch.randn(1, 2, 3))
+    calls = []
+    actual = _cpp.residual_norm
+    monkeypatch.setattr(_cpp, "residual_norm", lambda *a: calls.append(a) or actual(*a))
+    tensors = inputs(shape, torch.float32, "cpu")
+    found = residual_norm(**tensors)
+    assert len(calls) == kernel
+    torch.testing.assert_close(found, residual_norm(**tensors, backend="reference"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from .common import accumulator, has_own_stream, stream_dtype
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # the widest row that a Triton program holds in its registers
 TRITON_CHANNELS = 4096
+# numbers below which the calls around a kernel cost more than it saves on a CPU: docs/kernels.md
+CPU_SMALL = 1 << 17
 
 
 def _triton_check(x, branch, dtype):
@@ -152,8 +154,9 @@ def residual_norm(
     Computed in fp32, fp64 for fp64 tensors; y is that of s as it is returned. Deterministic: the
     gradients of `weight` and `bias` are added in an order that depends on the shape alone.
 
-    While torch.compile, torch.export or torch.func trace the call and no backend is named, the
-    definition in standard operators stands in its place, which compilers fuse with its neighbours.
+    Where no backend is named, the definition in standard operators stands in its place while
+    torch.compile, torch.export or torch.func trace the call, as compilers fuse it with its
+    neighbours, and for small tensors on a CPU, where PyTorch's own kernels are faster.
 
     Args:
         x: the residual stream, (B, ..., C), float; any strides. C >= 1.
@@ -178,7 +181,8 @@ def residual_norm(
     """
     _check(x, branch, weight, bias, keep)
     dtype = stream_dtype(x, branch) if dtype is None else dtype
-    if backend is None and _is_traced():
+    small = x.device.type == "cpu" and x.numel() < CPU_SMALL
+    if backend is None and (small or _is_traced()):
         stream, y, _, _ = reference.residual_norm(
             x, branch, keep, weight, bias, eps, post_norm, dtype
         )
