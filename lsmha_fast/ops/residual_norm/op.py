@@ -183,11 +183,8 @@ def residual_norm(
     dtype = stream_dtype(x, branch) if dtype is None else dtype
     small = x.device.type == "cpu" and x.numel() < CPU_SMALL
     if backend is None and (small or _is_traced()):
-        stream, y, _, _ = reference.residual_norm(
-            x, branch, keep, weight, bias, eps, post_norm, dtype
-        )
-        own = has_own_stream(x, branch, post_norm, dtype)
-        return stream if own else y if post_norm else x, y
+        arguments = x, branch, keep, weight, bias, eps, post_norm, dtype
+        return reference.definition(*arguments)[:2]
     order = ORDER.get(x.device.type, ())
     backend = resolve_backend("residual_norm", backend, CHECKS, order, x, branch, dtype)
     return _ResidualNorm.apply(x, branch, keep, weight, bias, eps, post_norm, dtype, backend)

@@ -8,6 +8,34 @@ from torch import Tensor
 from .common import accumulator, has_own_stream, stream_dtype
 
 
+def definition(
+    x: Tensor,
+    branch: Tensor | None,
+    keep: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    post_norm: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Stream and y (B, ..., C); mean and reciprocal deviation (B, ..., 1) of every row, unrounded.
+
+    In standard operators, which autograd and compilers see through.
+    """
+    acc = accumulator(x, branch)
+    total = _sum(x, branch, keep, acc)
+    stream = x
+    if branch is not None and not post_norm:
+        stream = total.to(stream_dtype(x, branch))
+        total = stream.to(acc)  # y is the norm of the stream as it is returned
+    scale, shift = (None if t is None else t.to(acc) for t in (weight, bias))
+    y, mean, rstd = torch.native_layer_norm(total, x.shape[-1:], scale, shift, eps)
+    low = y.to(dtype)
+    if post_norm:
+        stream = y.to(stream_dtype(x, branch)) if has_own_stream(x, branch, True, dtype) else low
+    return stream, low, mean, rstd
+
+
 def residual_norm(
     x: Tensor,
     branch: Tensor | None,
@@ -18,22 +46,11 @@ def residual_norm(
     post_norm: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Stream and y (B, ..., C); mean and reciprocal deviation (B, ...) of every row, unrounded.
-
-    The stream is empty where it would be `x` or y once more.
-    """
-    acc = accumulator(x, branch)
-    own = has_own_stream(x, branch, post_norm, dtype)
-    total = _sum(x, branch, keep, acc)
-    stream = x.new_empty(0, dtype=stream_dtype(x, branch))
-    if own and not post_norm:
-        stream = total.to(stream.dtype)
-        total = stream.to(acc)  # y is the norm of the stream as it is returned
-    scale, shift = (None if t is None else t.to(acc) for t in (weight, bias))
-    y, mean, rstd = torch.native_layer_norm(total, x.shape[-1:], scale, shift, eps)
-    if own and post_norm:
-        stream = y.to(stream.dtype)
-    return stream, y.to(dtype), mean.squeeze(-1), rstd.squeeze(-1)
+    """As `definition`, with mean and deviation (B, ...); a stream that is `x` or y comes empty."""
+    stream, y, mean, rstd = definition(x, branch, keep, weight, bias, eps, post_norm, dtype)
+    if not has_own_stream(x, branch, post_norm, dtype):
+        stream = x.new_empty(0, dtype=stream_dtype(x, branch))
+    return stream, y, mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def residual_norm_backward(
