@@ -10,4 +10,5 @@ from .augment import mix_and_erase as mix_and_erase
 from .conv_stem import conv_stem as conv_stem
 from .head_class_sums import HeadClassSums as HeadClassSums
 from .head_class_sums import head_class_sums as head_class_sums
+from .residual_norm import residual_norm as residual_norm
 from .seq_pool import seq_pool as seq_pool
