@@ -62,6 +62,8 @@ if [ "$part" = kernels ]; then
     bench head_class_sums 35
     bench conv_stem 45
     bench seq_pool 35
+    bench residual_norm 45
+    bench host_overhead 20
 elif [ "$part" = training ]; then
     bench train_loop 420
 else
