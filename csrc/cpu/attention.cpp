@@ -2,7 +2,6 @@
 // gradient can be written into a packed one.
 
 #include "attention_arguments.h"
-#include "attention_head.h"
 #include "attention_plain.h"
 
 #include <torch/csrc/stable/library.h>
@@ -15,15 +14,7 @@ void run_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Option
   const auto call = make_call<T, float>(q, k, v, options);
   const auto o = writable<T>(out);
   float* sums = lse.mutable_data_ptr<float>();
-  const int64_t group = group_of(call.B, call.H, call.D);
-  const int64_t groups = (call.H + group - 1) / group;
-  for_tasks(call.B * groups, group * call.L * call.S, [&](int64_t first, int64_t last) {
-    VectorHeads<T> heads(call, group);
-    for (int64_t t = first; t < last; ++t) {
-      const int64_t h = t % groups * group;
-      heads.forward(t / groups, h, std::min(group, call.H - h), o, sums);
-    }
-  });
+  attend_heads(call, o, sums);
 }
 
 template <>

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "attention_call.h"
+#include "attention_head.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,14 +25,14 @@ struct Options {
   double keep_factor, scale;
 };
 
-void check_heads(const Tensor& t, const Tensor& q, int64_t N, const char* name) {
+inline void check_heads(const Tensor& t, const Tensor& q, int64_t N, const char* name) {
   STD_TORCH_CHECK(t.is_cpu() && t.dim() == 4 && t.size(0) == q.size(0) && t.size(1) == q.size(1) &&
                       t.size(2) == N && t.size(3) == q.size(3) &&
                       t.scalar_type() == q.scalar_type() && (t.size(3) == 1 || t.stride(3) == 1),
                   name, " must be (B, H, N, D) like q, in its dtype, with a dense last dimension");
 }
 
-void check_small(const Optional& t, ScalarType dtype, std::initializer_list<int64_t> sizes,
+inline void check_small(const Optional& t, ScalarType dtype, std::initializer_list<int64_t> sizes,
                  bool contiguous, const char* name) {
   if (!t) return;
   bool fits = t->is_cpu() && t->scalar_type() == dtype && (t->is_contiguous() || !contiguous) &&
@@ -45,7 +45,7 @@ ScalarType accumulator(const Tensor& q) {
   return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-void check(const Tensor& q, const Tensor& k, const Tensor& v, const Options& o) {
+inline void check(const Tensor& q, const Tensor& k, const Tensor& v, const Options& o) {
   const ScalarType dtype = q.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
                       dtype == ScalarType::Double,
@@ -106,6 +106,20 @@ int64_t group_of(int64_t B, int64_t H, int64_t D) {
   return std::clamp<int64_t>(std::min(B * H / (4 * threads), PAD / std::min(D, PAD)), 1, H);
 }
 
+// The heads of a call in fp32: out, and log-sum-exp (B, H, L).
+template <class T>
+void attend_heads(const AttentionCall<T, float>& call, const HeadsOf<T>& out, float* lse) {
+  const int64_t group = group_of(call.B, call.H, call.D);
+  const int64_t groups = (call.H + group - 1) / group;
+  for_tasks(call.B * groups, group * call.L * call.S, [&](int64_t first, int64_t last) {
+    VectorHeads<T> heads(call, group);
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t h = t % groups * group;
+      heads.forward(t / groups, h, std::min(group, call.H - h), out, lse);
+    }
+  });
+}
+
 // Heads that share a part of the bias gradient, one after the other in one task: no sum depends on
 // the number of threads. Without a bias gradient a task is a group of neighbouring heads.
 template <class Acc>
@@ -151,7 +165,7 @@ class BackwardTasks {
   BiasGradient<Acc> grad_;
 };
 
-void check_bias_gradient(const Tensor& q, const Tensor& k, const Tensor& dbias) {
+inline void check_bias_gradient(const Tensor& q, const Tensor& k, const Tensor& dbias) {
   const int64_t full[] = {q.size(0), q.size(1), q.size(2), k.size(2)};
   bool fits = dbias.is_cpu() && dbias.dim() == 5 && dbias.is_contiguous() && dbias.size(0) > 0 &&
               dbias.scalar_type() == accumulator(q);
