@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._ext import ext_missing
+from ..ops.attention.op import default_backend
 from .form import Encoder
 from .layers import Dense
 
@@ -24,6 +25,7 @@ class NativeEncoder(nn.Module):
     def __init__(self, block: Encoder):
         super().__init__()
         pre_norm, norm = block.pre_norm, block.norm1
+        self.num_heads = block.num_heads
         self.sizes = (block.num_heads, block.head_dim, pre_norm.eps, norm.eps)
         affine = [None, None] if norm.weight is None else [norm.weight.float(), norm.bias.float()]
         before = (*panels(block.qkv), *panels(block.proj))
@@ -32,7 +34,7 @@ class NativeEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        return torch.ops.lsmha_fast_C.encoder.default(x, *self.sizes, *self.packed)
+        return torch.ops.lsmha_fast_C.encoder.default(x.contiguous(), *self.sizes, *self.packed)
 
 
 def panels(dense: Dense) -> tuple[Tensor, Tensor]:
@@ -49,7 +51,23 @@ def panels(dense: Dense) -> tuple[Tensor, Tensor]:
 
 
 def native_missing(block: Encoder) -> str | None:
-    """Reason why a block is not one native call, or None."""
-    if block.backend not in (None, "cpp"):
-        return f"its attention is to run on backend {block.backend!r}"
+    """Reason why a block is not one native call, or why that would be slower, or None."""
+    dtype = block.qkv.weight.dtype
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"there are no panels of {dtype}"
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "its products are faster than oneDNN's with AVX-512 alone, as measured"
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return "oneDNN multiplies bfloat16 on tiles, which panels do not use"
+    q = torch.empty(1, block.num_heads, 1, block.head_dim)
+    if (block.backend or default_backend(q)) != "cpp":
+        return f"its attention is to run on backend {block.backend or default_backend(q)!r}"
     return ext_missing()
+
+
+def nativise(form: nn.Module) -> None:
+    """Replace every transformer block of a plain form on a CPU by its native call, in place."""
+    for module in list(form.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Encoder) and native_missing(child) is None:
+                setattr(module, name, NativeEncoder(child))
