@@ -1,4 +1,4 @@
-"""A transformer block as one native call: the error rule, every instruction set, bits and threads."""
+"""A transformer block as one native call: the error rule, instruction sets, bits and threads."""
 
 import copy
 import os
