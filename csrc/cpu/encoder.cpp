@@ -16,8 +16,12 @@ namespace {
 
 // most rows of a slab: two slabs' worth of numbers fits half of a second-level cache
 constexpr int64_t SLAB = 64;
+// rows that a product takes at a time, with the widest vectors
+constexpr int64_t ROUND = 8;
 // rows per thread that go through the three loops at once; what a block keeps of them is bounded
 constexpr int64_t ROWS_AT_ONCE = 256;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct EncoderWeights {
   Tensor qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias;
@@ -73,7 +77,7 @@ class Encoder {
   // x (images N, C) -> out, as many images at a time as `memory` holds
   void run(const T* x, int64_t images, T* out) {
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t most = std::clamp<int64_t>(threads * ROWS_AT_ONCE / s_.N, 1, std::max<int64_t>(images, 1));
+    const int64_t most = std::max<int64_t>(1, std::min(images, threads * ROWS_AT_ONCE / s_.N));
     PanelRows<float> projected(1, most * s_.N * 3 * s_.width()), heads(1, most * s_.N * s_.width());
     PanelRows<float> lse(1, most * s_.N * s_.H);
     for (int64_t b = 0; b < images; b += most) {
@@ -98,12 +102,13 @@ class Encoder {
             whole_panels(in), out};
   }
 
-  // f(first, count) for slabs of the rows, in parallel
+  // f(first, count) for slabs of the rows, in parallel: equally many for every thread
   template <class F>
   static void for_slabs(int64_t rows, const F& f) {
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t slab = std::min(SLAB, ((rows + threads - 1) / threads + 7) / 8 * 8);
-    torch::stable::parallel_for(0, (rows + slab - 1) / slab, 1, [&](int64_t begin, int64_t end) {
+    const int64_t slabs = threads * divide_up(divide_up(rows, threads), SLAB);
+    const int64_t slab = divide_up(divide_up(rows, slabs), ROUND) * ROUND;
+    torch::stable::parallel_for(0, divide_up(rows, slab), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) f(i * slab, std::min(slab, rows - i * slab));
     });
   }
