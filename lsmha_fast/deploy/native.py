@@ -55,8 +55,12 @@ def native_missing(block: Encoder) -> str | None:
     dtype = block.qkv.weight.dtype
     if dtype not in (torch.float32, torch.bfloat16):
         return f"there are no panels of {dtype}"
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return "its products are faster than oneDNN's with AVX-512 alone, as measured"
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in ("AVX2", "AVX512"):
+        return "without AVX2 nothing was measured"
+    multiplies = capability == "AVX512" and torch.cpu._is_avx512_bf16_supported()
+    if dtype == torch.bfloat16 and not multiplies:
+        return "this processor multiplies no vectors of bfloat16"
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return "oneDNN multiplies bfloat16 on tiles, which panels do not use"
     q = torch.empty(1, block.num_heads, 1, block.head_dim)

@@ -114,21 +114,37 @@ def test_what_does_not_fit_is_refused():
         native(torch.randn(1, 5, 64).bfloat16())
 
 
-def test_blocks_that_would_not_gain_stay_as_they_are(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    fits = Encoder(make_block(), torch.float32)
-    assert native_missing(fits) is None
+@pytest.fixture
+def cpu(monkeypatch):
+    """A processor with AVX-512 and its bfloat16 products, to be changed."""
+
+    def has(capability="AVX512", bf16=True, tiles=False):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+
+    has()
+    return has
+
+
+def test_blocks_that_would_not_gain_stay_as_they_are(cpu):
+    wide, narrow = (Encoder(make_block(), dtype) for dtype in DTYPES)
+    assert native_missing(wide) is None
+    assert native_missing(narrow) is None
     assert "float64" in native_missing(Encoder(make_block(), torch.float64))
     assert "'sdpa'" in native_missing(Encoder(make_block(backend="sdpa"), torch.float32))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert native_missing(fits) is None
-    assert "tiles" in native_missing(Encoder(make_block(), torch.bfloat16))
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert "AVX-512" in native_missing(fits)
+    cpu("AVX2")
+    assert native_missing(wide) is None
+    assert "no vectors" in native_missing(narrow)
+    cpu(bf16=False)
+    assert "no vectors" in native_missing(narrow)
+    cpu(tiles=True)
+    assert "tiles" in native_missing(narrow)
+    cpu("DEFAULT")
+    assert "AVX2" in native_missing(wide)
 
 
-def test_a_hybrid_has_native_blocks_where_there_is_attention(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+def test_a_hybrid_has_native_blocks_where_there_is_attention(cpu):
     model = create_model("cct_2_3x1_32", 10, dim=32, depth=3, num_heads=8, conv_blocks=1)
     form = InferenceCCT(model.eval(), torch.float32)
     nativise(form)
