@@ -37,7 +37,7 @@ GROUPS = {
     "modules": ("module", ("infer-out-B2-N256-C256-H64", "train-out-B2-N256-C256-H64")),
     "train-step": ("training step of `cct_7_3x1_32`, batch 16", ("H",)),
     "train-loop": ("the training loop, 2 steps", ()),
-    "inference": ("inference of `cct_7_3x1_32`, batch 1", ("H64-B1", "H16-B1", "H4-B1")),
+    "inference": ("inference of `cct_7_3x1_32`", ("H64-B1", "H16-B1", "H4-B1")),
     "inference-product": ("products of a block", ()),
 }
 # the method that the others are compared with, where it is not called "ours"

@@ -70,6 +70,8 @@ class Encoder {
         before_{static_cast<float>(eps), nullptr, nullptr},
         between_{static_cast<float>(norm_eps), data_or_null<float>(w.norm_weight),
                  data_or_null<float>(w.norm_bias)} {
+    STD_TORCH_CHECK(w.norm_weight.has_value() == w.norm_bias.has_value(),
+                    "norm_weight and norm_bias go together");
     check_small(w.norm_weight, ScalarType::Float, {s_.C}, true, "norm_weight");
     check_small(w.norm_bias, ScalarType::Float, {s_.C}, true, "norm_bias");
   }
