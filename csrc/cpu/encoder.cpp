@@ -14,7 +14,8 @@
 
 namespace {
 
-// most rows of a slab: two slabs' worth of numbers fits half of a second-level cache
+// most rows of a slab: what a block holds of them (320 KB at 256 channels, fp32) fits a second-level
+// cache beside a panel of weights
 constexpr int64_t SLAB = 64;
 // rows that a product takes at a time, with the widest vectors
 constexpr int64_t ROUND = 8;
@@ -76,7 +77,7 @@ class Encoder {
     check_small(w.norm_bias, ScalarType::Float, {s_.C}, true, "norm_bias");
   }
 
-  // x (images N, C) -> out, as many images at a time as `memory` holds
+  // x (images N, C) -> out, a few images at a time
   void run(const T* x, int64_t images, T* out) {
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t most = std::max<int64_t>(1, std::min(images, threads * ROWS_AT_ONCE / s_.N));
