@@ -44,7 +44,7 @@ GROUPS = {
     "modules": ("module", ("infer-out-B2-N256-C256-H64", "train-out-B2-N256-C256-H64")),
     "train-step": ("training step of `cct_7_3x1_32`, batch 16", ("H",)),
     "train-loop": ("the training loop, with its input", ()),
-    "inference": ("inference of `cct_7_3x1_32`, batch 1", ("H64-B1", "H16-B1", "H4-B1")),
+    "inference": ("inference of `cct_7_3x1_32`", ("H64-B1", "H16-B1", "H4-B1")),
     "inference-product": ("products of a block", ()),
     "host-overhead": (
         "host time of a call with next to no work, one thread",

@@ -1,7 +1,6 @@
 // lsmha_fast::attention, attention_packed and their gradients for the CPU: overloads `cpp`.
 
 #include "attention_arguments.h"
-#include "attention_head.h"
 #include "attention_plain.h"
 
 #include <torch/csrc/stable/library.h>
@@ -17,18 +16,7 @@ struct QKV {
 
 template <class T>
 void run_forward(const QKV& in, const Options& options, const Heads& out, void* lse) {
-  const auto call = make_call<T, float>(in.q, in.k, in.v, options);
-  const auto o = out.of<T>();
-  float* sums = static_cast<float*>(lse);
-  const int64_t group = group_of(call.B, call.H, call.D);
-  const int64_t groups = (call.H + group - 1) / group;
-  for_tasks(call.B * groups, group * call.L * call.S, [&](int64_t first, int64_t last) {
-    VectorHeads<T> heads(call, group);
-    for (int64_t t = first; t < last; ++t) {
-      const int64_t h = t % groups * group;
-      heads.forward(t / groups, h, std::min(group, call.H - h), o, sums);
-    }
-  });
+  attend_heads(make_call<T, float>(in.q, in.k, in.v, options), out.of<T>(), static_cast<float*>(lse));
 }
 
 template <>

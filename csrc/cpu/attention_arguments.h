@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "attention_call.h"
+#include "attention_head.h"
 #include "new_tensor.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -60,13 +60,13 @@ struct Heads {
   }
 };
 
-void check_heads(const Heads& t, const Heads& q, int64_t N, const char* name) {
+inline void check_heads(const Heads& t, const Heads& q, int64_t N, const char* name) {
   STD_TORCH_CHECK(t.readable && t.B == q.B && t.H == q.H && t.N == N && t.D == q.D &&
                       t.dtype == q.dtype,
                   name, " must be (B, H, N, D) like q, in its dtype, with a dense last dimension");
 }
 
-void check_small(const Optional& t, ScalarType dtype, std::initializer_list<int64_t> sizes,
+inline void check_small(const Optional& t, ScalarType dtype, std::initializer_list<int64_t> sizes,
                  const char* name) {
   if (!t) return;
   bool fits = t->is_cpu() && t->scalar_type() == dtype && t->is_contiguous() &&
@@ -103,14 +103,14 @@ struct Options {
 };
 
 // whether a bias has four dimensions, each 1 or that of the scores
-bool broadcasts(const Tensor& bias, const Heads& q, const Heads& k) {
+inline bool broadcasts(const Tensor& bias, const Heads& q, const Heads& k) {
   const int64_t full[] = {q.B, q.H, q.N, k.N};
   bool fits = bias.is_cpu() && bias.dim() == 4;
   for (int64_t d = 0; fits && d < 4; ++d) fits = bias.size(d) == 1 || bias.size(d) == full[d];
   return fits;
 }
 
-void check(const Heads& q, const Heads& k, const Heads& v, const Options& o) {
+inline void check(const Heads& q, const Heads& k, const Heads& v, const Options& o) {
   STD_TORCH_CHECK(q.dtype == ScalarType::Float || q.dtype == ScalarType::BFloat16 ||
                       q.dtype == ScalarType::Double,
                   "q must be float32, bfloat16 or float64");
@@ -157,6 +157,20 @@ void for_tasks(int64_t tasks, int64_t weights_of_task, const F& f) {
 int64_t group_of(int64_t B, int64_t H, int64_t D) {
   const int64_t threads = torch::stable::get_num_threads();
   return std::clamp<int64_t>(std::min(B * H / (4 * threads), PAD / std::min(D, PAD)), 1, H);
+}
+
+// The heads of a call in fp32: out, and log-sum-exp (B, H, L).
+template <class T>
+void attend_heads(const AttentionCall<T, float>& call, const HeadsOf<T>& out, float* lse) {
+  const int64_t group = group_of(call.B, call.H, call.D);
+  const int64_t groups = (call.H + group - 1) / group;
+  for_tasks(call.B * groups, group * call.L * call.S, [&](int64_t first, int64_t last) {
+    VectorHeads<T> heads(call, group);
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t h = t % groups * group;
+      heads.forward(t / groups, h, std::min(group, call.H - h), out, lse);
+    }
+  });
 }
 
 // Heads that share a part of the bias gradient, one after the other in one task: no sum depends on
@@ -208,7 +222,7 @@ class BackwardTasks {
 constexpr int64_t BIAS_PARTS = 16;
 
 // Zeros to add up the bias gradient in, (parts, *bias.shape), where it was asked for.
-Optional bias_parts(const Heads& q, const Options& options, bool bias_grad) {
+inline Optional bias_parts(const Heads& q, const Options& options, bool bias_grad) {
   if (!bias_grad || !options.bias) return {};
   const Tensor& bias = *options.bias;
   const int64_t terms = q.B * q.H / std::max<int64_t>(1, bias.size(0) * bias.size(1));
@@ -217,7 +231,7 @@ Optional bias_parts(const Heads& q, const Options& options, bool bias_grad) {
 }
 
 // The sum over the parts in the dtype of `like`; an empty tensor where nobody asked for it.
-Tensor sum_of_parts(const Optional& parts, const Optional& like, const Heads& q) {
+inline Tensor sum_of_parts(const Optional& parts, const Optional& like, const Heads& q) {
   if (!parts || !like) return new_tensor(q.dtype, {0});
   const int64_t first[] = {0};
   const Tensor sum = torch::stable::sum(*parts, first);
@@ -226,18 +240,18 @@ Tensor sum_of_parts(const Optional& parts, const Optional& like, const Heads& q)
 }
 
 // A new (B, H, N, D) whose memory is (B, N, H, D), so that merging the heads is free.
-Tensor heads_last(const Heads& t) {
+inline Tensor heads_last(const Heads& t) {
   const int64_t row = t.H * t.D;
   const int64_t strides[] = {t.N * row, t.D, row, 1};
   return new_strided(t.dtype, {t.B, t.H, t.N, t.D}, strides);
 }
 
-Tensor lse_like(const Heads& q) {
+inline Tensor lse_like(const Heads& q) {
   return new_tensor(accumulator(q), {q.B, q.H, q.N});
 }
 
 // the kernels take any strides but need dense channels
-Tensor dense(const Tensor& t) {
+inline Tensor dense(const Tensor& t) {
   const auto size = t.sizes(), stride = t.strides();
   const size_t last = size.size() - 1;
   return size.size() == 0 || size[last] == 1 || stride[last] == 1 ? t

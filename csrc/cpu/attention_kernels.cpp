@@ -66,6 +66,7 @@ const Exp2Table exp2_table;
 namespace portable {
 constexpr int LANES = 4;
 #include "vectors.inl"
+#include "exp2.inl"
 #include "attention_simd.inl"
 #include "attention_philox.inl"
 #include "attention_fused.inl"
@@ -82,6 +83,7 @@ namespace avx2 {
 constexpr int LANES = 8;
 #define LSMHA_AVX2
 #include "vectors.inl"
+#include "exp2.inl"
 #include "attention_simd.inl"
 #include "attention_philox.inl"
 #include "attention_fused.inl"
@@ -99,6 +101,7 @@ namespace avx512 {
 constexpr int LANES = 16;
 #define LSMHA_AVX512
 #include "vectors.inl"
+#include "exp2.inl"
 #include "attention_simd.inl"
 #include "attention_philox.inl"
 #include "attention_fused.inl"

@@ -1,5 +1,5 @@
 // The functions of vectors that attention needs. Included once per instruction set, after
-// vectors.inl.
+// exp2.inl.
 
 typedef uint64_t WideVec __attribute__((vector_size(4 * LANES)));
 
@@ -24,19 +24,6 @@ inline void store_sums(float* to, Vec* v) {
   }
 }
 
-// 2^x for |x| <= 126 to about an ulp: 2^n times a polynomial on |r| <= 1/2 (minimax, degree 5)
-inline Vec exp2_by_polynomial(Vec x) {
-  const float round = 12582912.0f + 127.0f;  // 1.5 * 2^23: the low bits then hold n + 127
-  const Vec shifted = x + round;
-  const Vec r = x - (shifted - round);
-  Vec p = r * 1.326472877e-3f + 9.671513183e-3f;
-  p = p * r + 5.550733744e-2f;
-  p = p * r + 2.402224208e-1f;
-  p = p * r + 6.931469776e-1f;
-  p = p * r + 1.0f;
-  return p * (Vec)((IntVec)shifted << 23);
-}
-
 #ifdef LSMHA_AVX512
 // 2^x for |x| <= 126 to an ulp: a table of 2^(i/32) in two registers leaves |r| <= 1/64 to a
 // polynomial of degree 2. 9 instructions, 3 of them on the multipliers; the polynomial above has 6
@@ -58,17 +45,6 @@ struct Exp2 {
   }
 };
 
-// 2^x for any x: 0 for -inf, and a NaN stays a NaN
-inline Vec exp2_any(Vec x) {
-  const Vec r = (Vec)_mm512_reduce_ps((__m512)x, 1);  // x - floor(x)
-  Vec p = r * 1.867131686e-3f + 9.017026901e-3f;
-  p = p * r + 5.579991555e-2f;
-  p = p * r + 2.401644495e-1f;
-  p = p * r + 6.931513119e-1f;
-  p = p * r + 1.0f;
-  return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x);
-}
-
 // v where the bit of the lane is set, else 0
 inline Vec where_kept(Vec v, const uint16_t* bits, int64_t) {
   return (Vec)_mm512_maskz_mov_ps(*bits, (__m512)v);
@@ -86,12 +62,6 @@ inline WideVec multiply_low(WideVec a, uint32_t b) {
 struct Exp2 {
   inline Vec operator()(Vec x) const { return exp2_by_polynomial(x); }
 };
-
-// 2^x for any x <= 126: 0 below -126, and a NaN stays a NaN
-inline Vec exp2_any(Vec x) {
-  const Vec p = exp2_by_polynomial(x < -126.0f ? fill(-126.0f) : x);
-  return x < -126.0f ? Vec{} : p;
-}
 
 // v where the bit of the lane is set, else 0; lane is the first one's place among PAD
 inline Vec where_kept(Vec v, const uint16_t* bits, int64_t lane) {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..models import CCT
 from .form import InferenceCCT
 from .layers import pack, packing_missing
+from .native import nativise
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -37,8 +38,9 @@ def optimize(
         dtype: float32, bfloat16, or on a GPU float16; by default the model's.
         mean, std: per channel; then the form takes uint8 images and normalises them,
             (x / 255 - mean) / std, inside its first convolution.
-        packed: sort the weights for oneDNN, on a CPU where it can; such a form cannot be moved,
-            exported or pickled.
+        packed: on a CPU, sort the weights for its products: of a transformer block for one native
+            call, of the rest for oneDNN, each where it can; such a form cannot be moved, exported
+            or pickled.
 
     Returns:
         A module from images to logits (B, K) float32.
@@ -57,7 +59,9 @@ def optimize(
     if dtype == torch.float16 and device.type == "cpu":
         raise ValueError("optimize: float16 needs a GPU; on a CPU use float32 or bfloat16")
     form = InferenceCCT(model, dtype, mean, std).to(device).eval()
-    if packed and device.type == "cpu" and packing_missing(dtype) is None:
-        pack(form, max(len(example), 1), model.grid[0] * model.grid[1])
+    if packed and device.type == "cpu":
+        nativise(form)
+        if packing_missing(dtype) is None:
+            pack(form, max(len(example), 1), model.grid[0] * model.grid[1])
     form(example)  # says at once what does not fit
     return form

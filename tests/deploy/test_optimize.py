@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lsmha_fast import create_model
 from lsmha_fast.deploy import fold, optimize
 from lsmha_fast.deploy.layers import packing_missing
+from lsmha_fast.deploy.native import NativeEncoder
 from lsmha_fast.nn import ConvBlock, EncoderBlock, LSMultiHeadAttention, SeqPool
 from lsmha_fast.testing import assert_no_worse
 
@@ -154,6 +155,14 @@ def check(form, model, images, low=None):
 def test_optimised_model_is_no_worse_than_eager(name, packed):
     model, images = make(MODELS[name]), torch.randn(3, 3, 32, 32)
     check(optimize(model, images, packed=packed), model, images)
+
+
+@pytest.mark.parametrize("name", ["published block", "pre-norm", "bottleneck"])
+def test_blocks_whose_attention_has_another_backend_are_packed_for_onednn(name):
+    model, images = make({**MODELS[name], "backend": "reference"}), torch.randn(3, 3, 32, 32)
+    form = optimize(model, images)
+    assert not any(isinstance(block, NativeEncoder) for block in form.blocks)
+    check(form, model, images)
 
 
 @pytest.mark.parametrize("name", ["published block", "7 x 7 stem", "separable"])
