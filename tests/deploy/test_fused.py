@@ -1,0 +1,134 @@
+"""The fused inference form: its function, and its launches, counted under Triton's interpreter."""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from test_optimize import randomise
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lsmha_fast import create_model
+from lsmha_fast.deploy import fused, optimize
+from lsmha_fast.ops._triton_utils import INTERPRET
+from lsmha_fast.ops.block import op
+from lsmha_fast.testing import assert_no_worse
+
+OPTIONS = {
+    "published": {},
+    "pre-norm": {"pre_norm": True},
+    "heads of their own width": {"num_heads": 5, "head_dim": 3},
+    "a convolution first": {"conv_blocks": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    """Tokens take the fused ops, and these the Triton kernels."""
+    monkeypatch.setattr(fused, "takes", lambda x: True)
+    monkeypatch.setitem(op.ORDER, "cpu", ("triton",))
+
+
+def make(**options):
+    small = {"dim": 32, "depth": 2, "num_heads": 8, "backend": "reference", **options}
+    return randomise(create_model("cct_2_3x2_16", 10, **small))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_fused_model_is_no_worse_than_eager(name):
+    model, images = make(**OPTIONS[name]), torch.randn(2, 3, 16, 16)
+    form = optimize(model, images[:0], packed=False)
+    with torch.no_grad():
+        high = copy.deepcopy(model).double()(images.double())
+        assert_no_worse(form(images), model(images), high)
+
+
+class Launches(TorchDispatchMode):
+    """Names of what would be launched on a GPU: kernels of Triton, and operators that compute.
+
+    Our ops run with the mode off; `wrap` turns it on again inside a backend's function. Kernels are
+    named and not run, so that values mean nothing.
+    """
+
+    # allocations; views are told by their schema, which says that they alias an input
+    FREE = ("empty", "new_empty", "empty_like", "_unsafe_view")
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if not view and name not in self.FREE and not name.startswith("lsmha_fast::"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def wrap(self, function):
+        def run(*args):
+            with self:
+                return function(*args)
+
+        return run
+
+    def kernel(self, kernel, *args, grid, warmup, **kwargs):
+        self.names.append(kernel.__name__)
+
+
+def launches(form, images):
+    """Names of the launches of the stem, of every block, and of the head."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from lsmha_fast.ops.attention import _triton as attention
+    from lsmha_fast.ops.block import _triton as block
+    from lsmha_fast.ops.conv_stem import _triton as conv_stem
+
+    found = []
+
+    def part(module, x):
+        mode = Launches()
+        with mock.patch.object(InterpretedFunction, "run", lambda *a, **k: mode.kernel(*a, **k)):
+            patches = [
+                mock.patch.object(backend, name, mode.wrap(getattr(backend, name)))
+                for backend, names in {
+                    attention: ["attention"],
+                    block: ["norm_linear", "project_mlp", "norm_pool_linear"],
+                    conv_stem: ["conv_stem"],
+                }.items()
+                for name in names
+            ]
+            with torch.no_grad(), mode:
+                for patch in patches:
+                    patch.start()
+                x = module(x)
+                for patch in patches:
+                    patch.stop()
+        found.append(mode.names)
+        return x
+
+    x = part(form.stem, images)
+    for layer in form.blocks:
+        x = part(layer, x)
+    part(form.head, x)
+    return found
+
+
+BLOCK = ["_norm_linear", "_attention_fwd"]
+FEW = [*BLOCK, "_project_fc1", "_fc2"]
+MANY = [*BLOCK, "_project_mlp"]
+
+
+@pytest.mark.skipif(not INTERPRET, reason="counts interpreted kernels")
+@pytest.mark.parametrize("pre_norm", [False, True], ids=["published", "pre-norm"])
+@pytest.mark.parametrize("batch, expected", [(1, FEW), (32, FEW), (33, MANY)])
+def test_a_block_is_at_most_four_launches(batch, expected, pre_norm):
+    """cct_7_3x1_32 in fp16: 256 tokens of 256 channels, 33 images are 64 x 132 rows."""
+    model = create_model("cct_7_3x1_32", 100, num_heads=64, backend="triton", pre_norm=pre_norm)
+    form = optimize(model.eval(), torch.zeros(0, 3, 32, 32), packed=False).half()
+    form.stem.dtype = form.dtype = torch.float16
+    stem, *blocks, head = launches(form, torch.zeros(batch, 3, 32, 32))
+    assert stem == ["_to_copy", "_conv_stem_fwd", "add"]
+    assert blocks == [expected] * 7
+    assert head == ["_norm_pool_linear"]
+    assert len(expected) <= 4
+    assert sum(map(len, (stem, *blocks, head))) <= 32
