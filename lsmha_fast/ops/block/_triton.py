@@ -17,8 +17,10 @@ from ._triton_kernels import _fc2, _norm_linear, _norm_pool_linear, _project_fc1
 
 # multiprocessors of the GPU that the tiles are chosen for
 PROGRAMS = 132
-# rows from which on tiles of 64 rows leave no multiprocessor without work
-MANY = 16 * PROGRAMS
+# rows above which programs take 64 instead of 32 at a time, and 128: then fewer leave the GPU full
+MANY, MOST = 8 * PROGRAMS, 64 * PROGRAMS
+# rows above which one kernel for a whole MLP, whose programs share no outputs out, fills the GPU
+WHOLE_MLP = 48 * PROGRAMS
 # tokens x channels at a time of the pooling: 32 per thread of 16 warps
 POOL_TILE = 16384
 
@@ -37,9 +39,9 @@ class Tile(NamedTuple):
 def _norm_tile(M: int, C: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(16, 32, 64, 64, 4, 1)
-    if M >= 128 * PROGRAMS and C <= 256:
+    if M > MOST and C <= 256:
         return Tile(128, 128, 128, 128, 8, 2)
-    if M >= MANY:
+    if M > MANY:
         return Tile(64, 64, 128, 128, 4 if C <= 256 else 8, 2)
     return Tile(32, 64, 128, 128, 4, 1)
 
@@ -47,13 +49,13 @@ def _norm_tile(M: int, C: int, dtype: torch.dtype) -> Tile:
 def _fc1_tile(M: int, C: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(16, 32, 64, 16, 8 if C <= 256 else 16, 1)
-    return Tile(64 if M >= MANY else 32, 64, 128, 64, 8, 3 if C <= 256 else 2)
+    return Tile(64 if M > MANY else 32, 64, 128, 64, 8, 3 if C <= 256 else 2)
 
 
 def _fc2_tile(M: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
         return Tile(16, 32, 64, 64, 4, 2)
-    return Tile(64, 64, 128, 128, 4, 3) if M >= MANY else Tile(32, 32, 128, 128, 4, 3)
+    return Tile(64, 64, 128, 128, 4, 3) if M > MANY else Tile(32, 32, 128, 128, 4, 3)
 
 
 def _mlp_tile(M: int, C: int, dtype: torch.dtype) -> Tile | None:
@@ -61,10 +63,10 @@ def _mlp_tile(M: int, C: int, dtype: torch.dtype) -> Tile | None:
 
     None where the rows are too few for it to fill a GPU, or too wide for its registers.
     """
-    if dtype == torch.float32 or M < 64 * PROGRAMS or C > 256:
+    if dtype == torch.float32 or M <= WHOLE_MLP or C > 256:
         return None
     # twice the rows halve the traffic of the weights; 64 units beside 128 x 256 sums spill
-    return Tile(128, 32, 64, 128, 8, 2) if M >= 128 * PROGRAMS else Tile(64, 64, 128, 64, 8, 2)
+    return Tile(128, 32, 64, 128, 8, 2) if M > MOST else Tile(64, 64, 128, 64, 8, 2)
 
 
 def _fit(channels: int, most: int) -> int:
@@ -74,7 +76,7 @@ def _fit(channels: int, most: int) -> int:
 
 def _shares(tiles: int, outputs: int, tile: Tile) -> int:
     """Programs among which the outputs of one tile of rows are shared."""
-    return min(triton.cdiv(PROGRAMS, tiles), triton.cdiv(outputs, tile.columns))
+    return min(max(PROGRAMS // tiles, 1), triton.cdiv(outputs, tile.columns))
 
 
 def _run(tile: Tile) -> dict:
