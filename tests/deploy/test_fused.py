@@ -162,3 +162,17 @@ def test_copies_inside_an_op_are_counted():
     form = optimize(model.eval(), torch.zeros(0, 3, 32, 32), packed=False)
     stem, *_ = launches(form, torch.zeros(1, 3, 32, 32))
     assert stem.count("contiguous") == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu(dtype, batch, monkeypatch):
+    model = randomise(create_model("cct_7_3x1_32", 100, num_heads=64)).cuda()
+    images = torch.randn(batch, 3, 32, 32, device="cuda")
+    form = optimize(model, images, dtype=dtype)
+    with torch.no_grad():
+        high = copy.deepcopy(model).double()(images.double())
+        out = form(images).to(dtype)
+        monkeypatch.setattr(fused, "takes", lambda x: False)
+        assert_no_worse(out, form(images).to(dtype), high)
