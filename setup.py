@@ -23,6 +23,9 @@ import cuda_toolkit  # noqa: E402
 
 # the oldest PyTorch a binary runs under: 2.11
 TARGET_VERSION = "0x020b000000000000"
+# everything but the module's entry stays inside the library: other libraries of a process may have
+# functions of the same names
+EXPORTS = ["-Wl,--version-script=csrc/exports.map"]
 # Ampere and its successors of one generation, and Hopper with what only it has
 ARCHITECTURES = "8.0;9.0a"
 
@@ -76,6 +79,7 @@ def cpu_extension():
     depends, sources = files("cpu")
     cpu = CppExtension("lsmha_fast._C", sources, depends=depends, py_limited_api=True)
     cpu.extra_compile_args = flags()
+    cpu.extra_link_args = EXPORTS
     # torch's default adds libtorch, which drags in the CUDA libraries of a CUDA build
     cpu.libraries = ["torch_cpu"]
     return cpu
@@ -102,7 +106,7 @@ def cuda_extension():
     # the runtime goes in whole, so that the binary does not ask for one release of CUDA
     cuda.libraries = ["torch_cpu", "torch_cuda", "dl", "rt", "pthread"]
     cuda.extra_objects = [str(cuda_toolkit.static_runtime(root))]
-    cuda.extra_link_args = ["-Wl,--exclude-libs,ALL"]
+    cuda.extra_link_args = EXPORTS
     return cuda
 
 
@@ -150,6 +154,8 @@ def build_ext(mode):
 
 def arguments():
     """What to pass to setup() under the present LSMHA_BUILD."""
+    # an archive does not say who made it
+    options = {"sdist": {"owner": "root", "group": "root"}}
     mode = os.environ.get("LSMHA_BUILD", "auto")
     if mode not in ("auto", "require", "skip"):
         sys.exit(f"lsmha_fast: LSMHA_BUILD={mode!r} is not one of auto, require, skip")
@@ -158,11 +164,11 @@ def arguments():
         sys.exit(f"lsmha_fast: LSMHA_BUILD=require, but {reason}")
     if reason:
         print(f"lsmha_fast: no native kernels: {reason}")
-        return {}
+        return {"options": options}
     return {
         "ext_modules": extensions(mode),
         "cmdclass": {"build_ext": build_ext(mode)},
-        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+        "options": {**options, "bdist_wheel": {"py_limited_api": "cp310"}},
     }
 
 

@@ -41,6 +41,10 @@ GROUPS = {
     "train-loop": ("the training loop, with its input", ()),
     "inference": ("inference of `cct_7_3x1_32`, batch 1", ("H64-B1", "H16-B1", "H4-B1")),
     "inference-product": ("products of a block", ()),
+    "host-overhead": (
+        "host time of a call with next to no work, one thread",
+        ("attention, forward", "seq_pool, forward", "conv_stem, forward", "module, forward"),
+    ),
 }
 # the method that the others are compared with, where it is not called "ours"
 OURS = {

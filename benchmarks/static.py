@@ -47,6 +47,7 @@ TRITON = (
     "tests.ops.conv_stem_launches",
     "lsmha_fast.ops.seq_pool._triton",
     "lsmha_fast.ops.head_class_sums._triton",
+    "lsmha_fast.ops.residual_norm._triton",
 )
 TYPES = {"float": "fp32", "dev::Bf16": "bf16", "dev::Fp16": "fp16"}
 # a multiprocessor of sm_90; a block takes 1 KB of shared memory beside its own

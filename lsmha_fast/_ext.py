@@ -78,25 +78,25 @@ def runs_on(architectures: str, major: int, minor: int) -> bool:
     return False
 
 
-def _dtype_refused(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
-    if x.dtype in dtypes:
-        return None
+def _dtype_refused(x: Tensor, dtypes: Sequence[torch.dtype]) -> str:
     allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
     return f"dtype {str(x.dtype).removeprefix('torch.')} is not one of {allowed}"
 
 
 def cpp_check(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Reason why the native CPU kernels cannot take tensors like `x`, or None."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"it needs a CPU tensor, got one on {x.device}"
-    return _dtype_refused(x, dtypes) or ext_missing()
+    return ext_missing() if x.dtype in dtypes else _dtype_refused(x, dtypes)
 
 
 def cuda_check(x: Tensor, dtypes: Sequence[torch.dtype]) -> str | None:
     """Reason why the native CUDA kernels cannot take tensors like `x`, or None."""
     if x.device.type != "cuda":
         return f"it needs a CUDA tensor, got one on {x.device}"
-    return _dtype_refused(x, dtypes) or cuda_ext_missing() or _device_missing(x.device.index)
+    if x.dtype not in dtypes:
+        return _dtype_refused(x, dtypes)
+    return cuda_ext_missing() or _device_missing(x.device.index)
 
 
 def status() -> dict[str, str]:

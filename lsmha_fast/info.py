@@ -8,7 +8,14 @@ from importlib import metadata
 
 from ._version import __version__
 
-OPTIONAL = ("torchvision", "timm", "safetensors", "tqdm", "matplotlib", "scikit-learn", "pyarrow")
+# what the commands use beyond the runtime dependencies, by the extra of pyproject.toml
+EXTRAS = {
+    "train": ("tqdm", "safetensors", "timm", "torchvision", "pillow"),
+    "report": ("matplotlib", "safetensors", "jinja2"),
+    "log": ("tensorboard",),
+    "data": ("scikit-learn", "matplotlib", "fonttools", "pillow", "pyarrow"),
+    "zoo": ("timm", "torchvision", "vit-pytorch", "onnxruntime", "onnxscript"),
+}
 
 
 def info_lines() -> list[str]:
@@ -16,7 +23,7 @@ def info_lines() -> list[str]:
     lines = [
         f"lsmha_fast {__version__}, Python {platform.python_version()}, {platform.machine()}",
         *_torch_lines(),
-        "optional: " + ", ".join(f"{name} {_version(name)}" for name in OPTIONAL),
+        *(_extra_line(extra, names) for extra, names in EXTRAS.items()),
     ]
     return lines
 
@@ -34,6 +41,12 @@ def _version(name: str) -> str:
         return "missing"
 
 
+def _extra_line(extra: str, names: tuple[str, ...]) -> str:
+    found = {name: _version(name) for name in names}
+    line = f"extra {extra}: " + ", ".join(f"{name} {version}" for name, version in found.items())
+    return line + f"; pip install 'lsmha_fast[{extra}]'" * ("missing" in found.values())
+
+
 def _torch_lines() -> list[str]:
     try:
         import torch
@@ -48,13 +61,13 @@ def _torch_lines() -> list[str]:
     no_device = None
     if not torch.cuda.is_available():
         no_device = "installed, but there is no CUDA device to run on"
-    triton = triton_missing() or no_device
+    triton = triton_missing() or f"{_version('triton')} {no_device or 'ready'}"
     cpp, native = ext_missing(), cuda_ext_missing() or no_device
     return [
         f"torch {torch.__version__} (CUDA build {torch.version.cuda or 'none'}): {cuda}, "
         f"{torch.get_num_threads()} CPU threads",
         "backend reference: ready",
-        f"backend triton {_version('triton')}: {triton or 'ready'}",
+        f"backend triton: {triton}",
         f"backend cpp: {cpp or 'ready'}",
         f"backend cuda: {native or 'ready'}",
     ]

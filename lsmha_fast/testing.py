@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 
 import torch
 from torch import Tensor
+
+# glibc's option to fill memory that it gives out, with the bits of a byte turned over
+M_PERTURB = -6
 
 
 def assert_no_worse(actual: Tensor, low: Tensor, high: Tensor, factor: float = 2.0) -> None:
@@ -36,7 +40,10 @@ def assert_no_worse(actual: Tensor, low: Tensor, high: Tensor, factor: float = 2
 @contextlib.contextmanager
 def nan_filled_empty():
     """Make `torch.empty`, `empty_like`, `new_empty` and `empty_strided` return NaN (or -1) inside
-    the block, so that output memory which a kernel did not write shows up in the values."""
+    the block, so that output memory which a kernel did not write shows up in the values.
+
+    What native code allocates by itself holds 3.4e38 then, where the C library is glibc.
+    """
 
     def fill(make):
         def filled(*args, **kwargs):
@@ -52,10 +59,13 @@ def nan_filled_empty():
         (torch.Tensor, "new_empty", torch.Tensor.new_empty),
         (torch.Tensor, "new_empty_strided", torch.Tensor.new_empty_strided),
     ]
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)
     try:
         for owner, name, make in saved:
             setattr(owner, name, fill(make))
+        mallopt(M_PERTURB, 0x80)
         yield
     finally:
+        mallopt(M_PERTURB, 0)
         for owner, name, make in saved:
             setattr(owner, name, make)

@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -50,6 +52,23 @@ def compile_configs(module_name: str, opcodes: bool = False) -> list[dict]:
     if done.returncode != 0:
         raise RuntimeError(f"{module_name} does not compile for sm_90:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def compile_budgeted(module_name: str) -> list[dict]:
+    """`compile_configs` for tests of registers and spills, which hold from one Triton version on.
+
+    An older one has to compile the kernels; then the test is skipped.
+    """
+    import triton
+    from torch.torch_version import TorchVersion
+
+    from benchmarks import static
+
+    configs = compile_configs(module_name)
+    wanted = static.kept()["versions"]["triton"]
+    if TorchVersion(triton.__version__) < wanted:
+        pytest.skip(f"built; budgets are for Triton >= {wanted}, this is {triton.__version__}")
+    return configs
 
 
 def assert_clean(config: dict) -> None:

@@ -1,5 +1,6 @@
-"""Seeds, the interpreter where there is no GPU, and the gpu marker."""
+"""Seeds, the interpreter where there is no GPU, and the markers gpu and triton."""
 
+import importlib.util
 import os
 
 import torch
@@ -25,12 +26,20 @@ def _seed():
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+    no_gpu = not torch.cuda.is_available()
+    no_triton = importlib.util.find_spec("triton") is None
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        if no_gpu and "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if no_triton and needs_triton(item):
+            item.add_marker(pytest.mark.skip(reason="needs Triton, which CPU builds of torch lack"))
+
+
+def needs_triton(item):
+    """Whether a test is marked so, or is a case of that backend."""
+    case = getattr(item, "callspec", None)
+    named = case is not None and "triton" in case.params.values()
+    return named or item.get_closest_marker("triton") is not None
 
 
 def pytest_terminal_summary(terminalreporter):

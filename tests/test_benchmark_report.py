@@ -71,6 +71,15 @@ def test_results_are_kept_by_processor_and_group(results):
     assert row["share"] == pytest.approx(1e4 / 1e10 / 3e-6, rel=1e-4)
 
 
+def test_what_was_measured_in_turns_is_what_is_kept(tmp_path):
+    file = tmp_path / "turns.json"
+    file.write_text(
+        raw(entry("host-overhead", "attention, forward-ours", "ours", 9e-6, seconds=8e-6))
+    )
+    groups = record.read(file)
+    assert groups["host-overhead"]["cases"]["attention, forward"]["ours"]["median"] == 8e-6
+
+
 def test_a_second_run_adds_its_cases(results, tmp_path):
     file = tmp_path / "more.json"
     file.write_text(raw(entry("seq-pool-fwd", "float32-(9, 9)-ours", "ours", 1e-3)))

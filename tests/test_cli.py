@@ -184,13 +184,6 @@ def test_existing_out_folder_is_kept(capsys, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_info_names_every_backend(capsys):
-    assert main(["info"]) == 0
-    out = capsys.readouterr().out
-    for word in ("lsmha_fast", "torch", "reference", "triton", "cpp"):
-        assert word in out
-
-
 @pytest.mark.parametrize("signal_name, code", [("SIGINT", 130), ("SIGTERM", 0)])
 def test_interrupted_run_can_be_resumed(tmp_path, signal_name, code):
     import signal

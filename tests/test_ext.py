@@ -160,6 +160,14 @@ def test_only_stable_symbols_are_needed(library, name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not on PATH")
+def test_only_the_entry_is_exported(library, name):
+    command = ["nm", "-D", "--defined-only", "--format=just-symbols", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"PyInit_{name}"]
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump (binutils) is not on PATH")
 def test_no_library_of_one_cuda_release_is_needed(library):
     command = ["objdump", "-p", str(library)]
@@ -206,12 +214,12 @@ def test_raw_operator_refuses_what_would_read_out_of_bounds(change, message):
 @needs_ext
 def test_raw_gradient_refuses_what_would_read_out_of_bounds():
     x, weight, out_grad = torch.zeros(2, 3, 4, 5), torch.zeros(4, 5), torch.zeros(2, 4, 5)
-    pooled, lse = torch.ops.lsmha_fast_C.seq_pool(x, weight)
-    for wrong in (out_grad[:1], out_grad.double(), out_grad.transpose(0, 1)):
-        with pytest.raises(RuntimeError, match="must be contiguous float32"):
-            torch.ops.lsmha_fast_C.seq_pool_backward(wrong, x, weight, pooled, lse)
+    ops = torch.ops.lsmha_fast
+    pooled, lse = ops.seq_pool.cpp(x, weight)
     with pytest.raises(RuntimeError, match="must be contiguous float32"):
-        torch.ops.lsmha_fast_C.seq_pool_backward(out_grad, x, weight, pooled, lse[:1])
+        ops.seq_pool_backward.cpp(out_grad[:1], x, weight, pooled, lse)
+    with pytest.raises(RuntimeError, match="must be contiguous float32"):
+        ops.seq_pool_backward.cpp(out_grad, x, weight, pooled, lse[:1])
 
 
 @needs_cuda_ext

@@ -157,14 +157,6 @@ def test_readme_table_is_true():
         assert marked == set(module.CHECKS), op
 
 
-def test_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    names = re.findall(r"`((?:lsmha_fast|docs|benchmarks|scripts|csrc|tests)/[\w./]+)`", text)
-    links = [n for n in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in n]
-    assert names
-    assert [n for n in names + links if not (ROOT / n).exists()] == []
-
-
 def test_the_repository_speaks_of_itself_alone():
     files = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False

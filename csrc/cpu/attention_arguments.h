@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_call.h"
+#include "new_tensor.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -19,58 +20,109 @@ using Optional = std::optional<Tensor>;
 // weights below which another thread does not pay
 constexpr int64_t GRAIN = 1 << 15;
 
-struct Options {
-  Optional key_mask, bias, head_scale, seed;
-  int64_t threshold;
-  double keep_factor, scale;
+// A (B, H, N, D) tensor, or one of the three in a packed (B, N, 3, H, D) one, as it lies in memory;
+// it keeps nothing alive.
+struct Heads {
+  ScalarType dtype;
+  bool readable = false;  // four dimensions on the CPU, the last one dense
+  int64_t B = 0, H = 0, N = 0, D = 0, stride_b = 0, stride_h = 0, stride_n = 0;
+  void* data = nullptr;
+
+  Heads(const Tensor& t) : Heads(t, 4, 1, 2, 0) {}
+
+  // a (B, N, H, D) tensor
+  static Heads tokens(const Tensor& t) { return {t, 4, 2, 1, 0}; }
+
+  // q, k or v, by number, of a (B, N, 3, H, D) tensor
+  static Heads part(const Tensor& packed, int64_t index) { return {packed, 5, 3, 1, index}; }
+
+  bool empty() const { return B * H * N * D == 0; }
+
+  template <class T>
+  HeadsOf<T> of() const {
+    return {static_cast<T*>(data), stride_b, stride_h, stride_n};
+  }
+
+ private:
+  // h, n: the dimensions of heads and tokens
+  Heads(const Tensor& t, size_t dims, size_t h, size_t n, int64_t index) : dtype(t.scalar_type()) {
+    const auto size = t.sizes(), stride = t.strides();
+    if (size.size() != dims || !t.is_cpu()) return;
+    B = size[0], H = size[h], N = size[n], D = size[dims - 1];
+    stride_b = stride[0], stride_h = stride[h], stride_n = stride[n];
+    readable = D == 1 || stride[dims - 1] == 1;
+    data = const_cast<void*>(t.const_data_ptr());
+    if (index > 0) data = static_cast<char*>(data) + index * stride[2] * bytes_of(dtype);
+  }
+
+  static int64_t bytes_of(ScalarType type) {
+    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  }
 };
 
-void check_heads(const Tensor& t, const Tensor& q, int64_t N, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 4 && t.size(0) == q.size(0) && t.size(1) == q.size(1) &&
-                      t.size(2) == N && t.size(3) == q.size(3) &&
-                      t.scalar_type() == q.scalar_type() && (t.size(3) == 1 || t.stride(3) == 1),
+void check_heads(const Heads& t, const Heads& q, int64_t N, const char* name) {
+  STD_TORCH_CHECK(t.readable && t.B == q.B && t.H == q.H && t.N == N && t.D == q.D &&
+                      t.dtype == q.dtype,
                   name, " must be (B, H, N, D) like q, in its dtype, with a dense last dimension");
 }
 
 void check_small(const Optional& t, ScalarType dtype, std::initializer_list<int64_t> sizes,
-                 bool contiguous, const char* name) {
+                 const char* name) {
   if (!t) return;
-  bool fits = t->is_cpu() && t->scalar_type() == dtype && (t->is_contiguous() || !contiguous) &&
+  bool fits = t->is_cpu() && t->scalar_type() == dtype && t->is_contiguous() &&
               t->dim() == static_cast<int64_t>(sizes.size());
   for (size_t d = 0; fits && d < sizes.size(); ++d) fits = t->size(d) == sizes.begin()[d];
   STD_TORCH_CHECK(fits, name, " has the wrong shape, dtype or strides");
 }
 
-ScalarType accumulator(const Tensor& q) {
-  return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+ScalarType accumulator(const Heads& q) {
+  return q.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-void check(const Tensor& q, const Tensor& k, const Tensor& v, const Options& o) {
-  const ScalarType dtype = q.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Double,
+// what the kernels take beside q, k and v, in the dtypes that they compute in
+struct Options {
+  Optional key_mask, bias, head_scale, seed;
+  int64_t threshold = 0;
+  double keep_factor = 1.0, scale;
+
+  Options(const Heads& q, const Optional& mask, const Optional& bias_, const Optional& factors,
+          const Optional& seed_, double dropout_p, double scale_)
+      : bias(bias_), head_scale(factors), seed(seed_), scale(scale_) {
+    if (mask) key_mask = mask->is_contiguous() ? *mask : torch::stable::contiguous(*mask);
+    for (Optional* t : {&bias, &head_scale}) {
+      if (*t && (*t)->scalar_type() != accumulator(q)) *t = torch::stable::to(**t, accumulator(q));
+    }
+    if (head_scale) head_scale = torch::stable::contiguous(*head_scale);
+    if (!seed) return;
+    // the probability is rounded to a multiple of 2^-16, as `common.dropout_rule` does it
+    const double rounded = std::nearbyint(dropout_p * 65536);
+    // 16 bits cannot say "drop all", the factor 0 does
+    threshold = std::min<int64_t>(static_cast<int64_t>(rounded), 65535);
+    keep_factor = rounded < 65536 ? 65536 / (65536 - rounded) : 0.0;
+  }
+};
+
+// whether a bias has four dimensions, each 1 or that of the scores
+bool broadcasts(const Tensor& bias, const Heads& q, const Heads& k) {
+  const int64_t full[] = {q.B, q.H, q.N, k.N};
+  bool fits = bias.is_cpu() && bias.dim() == 4;
+  for (int64_t d = 0; fits && d < 4; ++d) fits = bias.size(d) == 1 || bias.size(d) == full[d];
+  return fits;
+}
+
+void check(const Heads& q, const Heads& k, const Heads& v, const Options& o) {
+  STD_TORCH_CHECK(q.dtype == ScalarType::Float || q.dtype == ScalarType::BFloat16 ||
+                      q.dtype == ScalarType::Double,
                   "q must be float32, bfloat16 or float64");
-  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && q.numel() > 0 && k.numel() > 0,
-                  "q and k must be (B, H, N, D) and not empty");
-  const int64_t B = q.size(0), H = q.size(1), L = q.size(2), S = k.size(2);
-  check_heads(q, q, L, "q");
-  check_heads(k, q, S, "k");
-  check_heads(v, q, S, "v");
-  check_small(o.key_mask, ScalarType::Bool, {B, S}, true, "key_mask");
-  check_small(o.bias, accumulator(q), {B, H, L, S}, false, "bias");
-  check_small(o.head_scale, accumulator(q), {H}, true, "head_scale");
-  check_small(o.seed, ScalarType::Long, {1}, true, "seed");
-  STD_TORCH_CHECK(0 <= o.threshold && o.threshold < 65536, "threshold must fit 16 bits");
-}
-
-template <class T>
-HeadsOf<const T> readable(const Tensor& t) {
-  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
-}
-
-template <class T>
-HeadsOf<T> writable(Tensor& t) {
-  return {static_cast<T*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
+  check_heads(q, q, q.N, "q");
+  check_heads(k, q, k.N, "k");
+  check_heads(v, q, k.N, "v");
+  check_small(o.key_mask, ScalarType::Bool, {q.B, k.N}, "key_mask");
+  STD_TORCH_CHECK(!o.bias || (o.bias->scalar_type() == accumulator(q) && broadcasts(*o.bias, q, k)),
+                  "bias has the wrong shape or dtype");
+  check_small(o.head_scale, accumulator(q), {q.H}, "head_scale");
+  check_small(o.seed, ScalarType::Long, {1}, "seed");
+  STD_TORCH_CHECK(0 <= o.threshold, "dropout_p must be a probability");
 }
 
 template <class P>
@@ -79,13 +131,14 @@ const P* data_or_null(const Optional& t) {
 }
 
 template <class T, class Acc>
-AttentionCall<T, Acc> make_call(const Tensor& q, const Tensor& k, const Tensor& v,
-                                const Options& o) {
-  AttentionCall<T, Acc> call{q.size(0), q.size(1), q.size(2), k.size(2), q.size(3)};
-  call.q = readable<T>(q), call.k = readable<T>(k), call.v = readable<T>(v);
+AttentionCall<T, Acc> make_call(const Heads& q, const Heads& k, const Heads& v, const Options& o) {
+  AttentionCall<T, Acc> call{q.B, q.H, q.N, k.N, q.D};
+  call.q = q.of<const T>(), call.k = k.of<const T>(), call.v = v.of<const T>();
   call.key_mask = data_or_null<bool>(o.key_mask);
   call.bias = data_or_null<Acc>(o.bias);
-  for (int d = 0; d < 4; ++d) call.bias_stride[d] = o.bias ? o.bias->stride(d) : 0;
+  for (int d = 0; d < 4; ++d) {
+    call.bias_stride[d] = o.bias && o.bias->size(d) > 1 ? o.bias->stride(d) : 0;
+  }
   call.head_scale = data_or_null<Acc>(o.head_scale);
   call.seed = data_or_null<int64_t>(o.seed);
   call.threshold = o.threshold;
@@ -112,8 +165,8 @@ template <class Acc>
 class BackwardTasks {
  public:
   // dbias: (parts, B or 1, H or 1, L or 1, S or 1), contiguous, or nothing
-  BackwardTasks(const Tensor& q, Optional& dbias)
-      : B_(q.size(0)), H_(q.size(1)), group_(dbias ? 1 : group_of(B_, H_, q.size(3))) {
+  BackwardTasks(const Heads& q, const Optional& dbias)
+      : B_(q.B), H_(q.H), group_(dbias ? 1 : group_of(B_, H_, q.D)) {
     if (!dbias) return;
     data_ = static_cast<Acc*>(dbias->mutable_data_ptr());
     parts_ = dbias->size(0);
@@ -151,14 +204,44 @@ class BackwardTasks {
   BiasGradient<Acc> grad_;
 };
 
-void check_bias_gradient(const Tensor& q, const Tensor& k, const Tensor& dbias) {
-  const int64_t full[] = {q.size(0), q.size(1), q.size(2), k.size(2)};
-  bool fits = dbias.is_cpu() && dbias.dim() == 5 && dbias.is_contiguous() && dbias.size(0) > 0 &&
-              dbias.scalar_type() == accumulator(q);
-  for (int d = 0; fits && d < 4; ++d) {
-    fits = dbias.size(d + 1) == 1 || dbias.size(d + 1) == full[d];
-  }
-  STD_TORCH_CHECK(fits, "dbias must be a contiguous (parts, B or 1, H or 1, L or 1, S or 1)");
+// sums of the bias gradient that may run in parallel; fixed, so that no bit depends on the threads
+constexpr int64_t BIAS_PARTS = 16;
+
+// Zeros to add up the bias gradient in, (parts, *bias.shape), where it was asked for.
+Optional bias_parts(const Heads& q, const Options& options, bool bias_grad) {
+  if (!bias_grad || !options.bias) return {};
+  const Tensor& bias = *options.bias;
+  const int64_t terms = q.B * q.H / std::max<int64_t>(1, bias.size(0) * bias.size(1));
+  return torch::stable::new_zeros(bias, {std::min(terms, BIAS_PARTS), bias.size(0), bias.size(1),
+                                         bias.size(2), bias.size(3)});
+}
+
+// The sum over the parts in the dtype of `like`; an empty tensor where nobody asked for it.
+Tensor sum_of_parts(const Optional& parts, const Optional& like, const Heads& q) {
+  if (!parts || !like) return new_tensor(q.dtype, {0});
+  const int64_t first[] = {0};
+  const Tensor sum = torch::stable::sum(*parts, first);
+  return sum.scalar_type() == like->scalar_type() ? sum
+                                                  : torch::stable::to(sum, like->scalar_type());
+}
+
+// A new (B, H, N, D) whose memory is (B, N, H, D), so that merging the heads is free.
+Tensor heads_last(const Heads& t) {
+  const int64_t row = t.H * t.D;
+  const int64_t strides[] = {t.N * row, t.D, row, 1};
+  return new_strided(t.dtype, {t.B, t.H, t.N, t.D}, strides);
+}
+
+Tensor lse_like(const Heads& q) {
+  return new_tensor(accumulator(q), {q.B, q.H, q.N});
+}
+
+// the kernels take any strides but need dense channels
+Tensor dense(const Tensor& t) {
+  const auto size = t.sizes(), stride = t.strides();
+  const size_t last = size.size() - 1;
+  return size.size() == 0 || size[last] == 1 || stride[last] == 1 ? t
+                                                                  : torch::stable::contiguous(t);
 }
 
 }  // namespace

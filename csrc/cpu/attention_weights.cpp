@@ -1,4 +1,4 @@
-// lsmha_fast_C::attention_weights: softmax weights averaged over the heads, with the heads' outputs
+// lsmha_fast::attention_weights for the CPU, overloads `cpp`: softmax weights averaged over the heads, with the heads' outputs
 // from the same pass where they are asked for; and the gradient of the weights.
 
 #include "attention_arguments.h"
@@ -6,12 +6,10 @@
 
 #include <torch/csrc/stable/library.h>
 
-namespace {
+#include <limits>
+#include <tuple>
 
-void check_weights(const Tensor& t, const Tensor& q, const Tensor& k, const char* name) {
-  STD_TORCH_CHECK(q.scalar_type() != ScalarType::Double, "q must be float32 or bfloat16");
-  check_small(t, q.scalar_type(), {q.size(0), q.size(2), k.size(2)}, true, name);
-}
+namespace {
 
 // what a summed weight is multiplied by
 float weight_factor(const Options& options, int64_t H) {
@@ -27,10 +25,10 @@ int64_t rows_of(const Options& options, int64_t H, int64_t L, int64_t S) {
 }
 
 template <class T>
-void run_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Options& options,
-                 std::optional<Tensor>& out, Tensor& lse, Tensor& weights) {
+void run_forward(const Heads& q, const Heads& k, const Heads& v, const Options& options,
+                 const std::optional<Heads>& out, Tensor& lse, Tensor& weights) {
   const auto call = make_call<T, float>(q, k, v, options);
-  const auto o = out ? writable<T>(*out) : HeadsOf<T>{};
+  const auto o = out ? out->of<T>() : HeadsOf<T>{};
   auto* average = static_cast<T*>(weights.mutable_data_ptr());
   float* sums = lse.mutable_data_ptr<float>();
   const int64_t L = call.L, rows = rows_of(options, call.H, L, call.S);
@@ -52,27 +50,51 @@ void run_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Option
   });
 }
 
-// without v and out: the weights alone
-void attention_weights(Tensor q, Tensor k, Optional v, Optional key_mask, Optional bias,
-                       Optional head_scale, Optional seed, int64_t threshold, double keep_factor,
-                       double scale, Optional out, Tensor lse, Tensor weights) {
-  const Options options{key_mask, bias, head_scale, seed, threshold, keep_factor, scale};
-  const Tensor values = v ? *v : k;
-  check(q, k, values, options);
-  if (out) check_heads(*out, q, q.size(2), "out");
-  check_small(lse, ScalarType::Float, {q.size(0), q.size(1), q.size(2)}, true, "lse");
-  check_weights(weights, q, k, "weights");
-  q.scalar_type() == ScalarType::Float
-      ? run_forward<float>(q, k, values, options, out, lse, weights)
-      : run_forward<Bfloat16>(q, k, values, options, out, lse, weights);
+void check_weights(const Heads& q, const Heads& k, const Heads& v, const Options& options) {
+  STD_TORCH_CHECK(q.dtype != ScalarType::Double, "q must be float32 or bfloat16");
+  check(q, k, v, options);
+}
+
+// averaged weights and log-sum-exp; fills the heads' outputs where they are asked for
+std::tuple<Tensor, Tensor> forward(const Heads& q, const Heads& k, const Heads& v,
+                                   const Options& options, Optional out) {
+  check_weights(q, k, v, options);
+  Tensor weights = new_tensor(q.dtype, {q.B, q.N, k.N});
+  Tensor lse = lse_like(q);
+  if (q.empty() || k.empty()) {
+    torch::stable::zero_(weights);
+    if (out) torch::stable::zero_(*out);
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+  } else {
+    auto* run = q.dtype == ScalarType::Float ? run_forward<float> : run_forward<Bfloat16>;
+    run(q, k, v, options, out ? std::optional<Heads>(*out) : std::nullopt, lse, weights);
+  }
+  return {weights, lse};
+}
+
+std::tuple<Tensor, Tensor> attention_weights(Tensor q, Tensor k, Optional key_mask, Optional bias,
+                                             Optional seed, double dropout_p, double scale) {
+  q = dense(q), k = dense(k);
+  return forward(q, k, k, {q, key_mask, bias, {}, seed, dropout_p, scale}, {});
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_with_weights(Tensor q, Tensor k, Tensor v,
+                                                          Optional key_mask, Optional bias,
+                                                          Optional head_scale, Optional seed,
+                                                          double dropout_p, double scale) {
+  q = dense(q), k = dense(k), v = dense(v);
+  const Tensor out = heads_last(q);
+  auto [weights, lse] =
+      forward(q, k, v, {q, key_mask, bias, head_scale, seed, dropout_p, scale}, out);
+  return {out, weights, lse};
 }
 
 template <class T>
-void run_backward(const Tensor& dweights, const Tensor& q, const Tensor& k, const Options& options,
-                  Tensor& dq_tensor, Tensor& dk_tensor, Optional& dbias) {
+void run_backward(const Tensor& dweights, const Heads& q, const Heads& k, const Options& options,
+                  const Heads& dq_heads, const Heads& dk_heads, const Optional& dbias) {
   const auto call = make_call<T, float>(q, k, k, options);
-  const auto *grads = static_cast<const T*>(dweights.const_data_ptr());
-  const auto dq = writable<T>(dq_tensor), dk = writable<T>(dk_tensor);
+  const auto* grads = static_cast<const T*>(dweights.const_data_ptr());
+  const auto dq = dq_heads.of<T>(), dk = dk_heads.of<T>();
   const BackwardTasks<float> tasks(q, dbias);
   const float factor = weight_factor(options, call.H);
   for_tasks(tasks.count(), tasks.group() * call.L * call.S, [&](int64_t first, int64_t last) {
@@ -85,33 +107,31 @@ void run_backward(const Tensor& dweights, const Tensor& q, const Tensor& k, cons
   });
 }
 
-void attention_weights_backward(Tensor dweights, Tensor q, Tensor k, Optional key_mask,
-                                Optional bias, Optional seed, int64_t threshold,
-                                double keep_factor, double scale, Tensor dq, Tensor dk,
-                                Optional dbias) {
-  const Options options{key_mask, bias, {}, seed, threshold, keep_factor, scale};
-  check(q, k, k, options);
-  check_weights(dweights, q, k, "dweights");
-  check_heads(dq, q, q.size(2), "dq");
-  check_heads(dk, q, k.size(2), "dk");
-  if (dbias) check_bias_gradient(q, k, *dbias);
-  q.scalar_type() == ScalarType::Float
-      ? run_backward<float>(dweights, q, k, options, dq, dk, dbias)
-      : run_backward<Bfloat16>(dweights, q, k, options, dq, dk, dbias);
+// the log-sum-exp is not needed: the kernel sums a row before it takes its weights
+std::tuple<Tensor, Tensor, Tensor> attention_weights_backward(
+    Tensor dweights, Tensor q_tensor, Tensor k_tensor, Optional key_mask, Optional bias,
+    Optional seed, double dropout_p, double scale, Tensor, bool bias_grad) {
+  dweights = torch::stable::contiguous(dweights);
+  q_tensor = dense(q_tensor), k_tensor = dense(k_tensor);
+  const Heads q(q_tensor), k(k_tensor);
+  const Options options(q, key_mask, bias, {}, seed, dropout_p, scale);
+  check_weights(q, k, k, options);
+  check_small(dweights, q.dtype, {q.B, q.N, k.N}, "dweights");
+  const Tensor dq = heads_last(q), dk = heads_last(k);
+  const Optional dbias = bias_parts(q, options, bias_grad);
+  if (q.empty() || k.empty()) {
+    for (Tensor gradient : {dq, dk}) torch::stable::zero_(gradient);
+  } else {
+    auto* run = q.dtype == ScalarType::Float ? run_backward<float> : run_backward<Bfloat16>;
+    run(dweights, q, k, options, dq, dk, dbias);
+  }
+  return {dq, dk, sum_of_parts(dbias, bias, q)};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(lsmha_fast_C, m) {
-  m.def("attention_weights(Tensor q, Tensor k, Tensor? v, Tensor? key_mask, Tensor? bias,"
-        " Tensor? head_scale, Tensor? seed, int threshold, float keep_factor, float scale,"
-        " Tensor(a!)? out, Tensor(b!) lse, Tensor(c!) weights) -> ()");
-  m.def("attention_weights_backward(Tensor dweights, Tensor q, Tensor k, Tensor? key_mask,"
-        " Tensor? bias, Tensor? seed, int threshold, float keep_factor, float scale,"
-        " Tensor(a!) dq, Tensor(b!) dk, Tensor(c!)? dbias) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(lsmha_fast_C, CPU, m) {
-  m.impl("attention_weights", TORCH_BOX(&attention_weights));
-  m.impl("attention_weights_backward", TORCH_BOX(&attention_weights_backward));
+STABLE_TORCH_LIBRARY_IMPL(lsmha_fast, CPU, m) {
+  m.impl("attention_weights.cpp", TORCH_BOX(&attention_weights));
+  m.impl("attention_weights_backward.cpp", TORCH_BOX(&attention_weights_backward));
+  m.impl("attention_with_weights.cpp", TORCH_BOX(&attention_with_weights));
 }

@@ -24,7 +24,7 @@ _STYLES = {
 
 
 def committee_lines(committee: Committee) -> Iterator[str]:
-    """The result for people, one fact per line."""
+    """`committee` for people, one fact per line."""
     c = committee
     yield f"accuracy of the members on {c.images} images"
     for name, group, accuracy in zip(c.names, c.groups, c.members, strict=True):
@@ -73,6 +73,9 @@ def write_committee(
         committee: what `soft_committee` gave.
         title: the data set's name, "(generated)" where it is.
         origin: what to keep beside the results, such as the command and versions.
+
+    Returns:
+        The files.
 
     Raises:
         ValueError: the folder exists and holds other files.

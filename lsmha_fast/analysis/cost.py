@@ -21,6 +21,9 @@ def count_macs(model: nn.Module, image: Tensor) -> int:
     Args:
         model: run in evaluation mode, mode restored.
         image: one image with its batch dimension, on the model's device.
+
+    Returns:
+        Multiply-adds of this image.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

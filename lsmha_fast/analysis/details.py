@@ -71,6 +71,9 @@ def measure_details(
         thresholds: of the sweep.
         samples: of the bootstrap.
         seed: of bootstrap and chance overlap.
+
+    Returns:
+        One per block.
     """
     details = []
     for m, found in enumerate(clusters):

@@ -68,6 +68,9 @@ def measure_null(
         draws: of each kind.
         seed: of permutations and weights.
 
+    Returns:
+        Both kinds, all draws of each.
+
     Raises:
         ValueError: fewer than one draw, batches that cannot be iterated again, and what
             `single_head_performance` refuses.

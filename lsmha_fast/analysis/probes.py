@@ -49,6 +49,7 @@ class Probes:
 
     @property
     def num_classes(self) -> int:
+        """Labels K."""
         return self.blocks[0].fc_bias.numel()
 
     def logits(self, block: int, x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -134,6 +135,16 @@ def evaluate_probes(
     backend: str | None = None,
 ) -> Probes:
     """`probes` with their accuracy, and the model's own, measured on `batches` in one pass.
+
+    Args:
+        model: the frozen model that the probes read.
+        probes: copied, not changed.
+        batches: (images, labels).
+        device: where to work; by default where the model is.
+        backend: of the ops; the fastest by default.
+
+    Returns:
+        The copy with its accuracies.
 
     Raises:
         ValueError: no batches, labels or blocks that do not fit.

@@ -76,6 +76,9 @@ def rank_heads(matrices: Sequence[Tensor], clusters: Sequence[Clusters]) -> Head
         matrices: fields (H, K, K) of every block.
         clusters: what `find_clusters` gave for them.
 
+    Returns:
+        The order, and which head recognises which label.
+
     Raises:
         ValueError: no block, or clusters of other matrices.
     """
@@ -126,8 +129,15 @@ def _cover(recognized: Tensor, own: Tensor) -> list[tuple[int, int, int]]:
 
 
 def head_magnitudes(model: CCT) -> tuple[Tensor, ...]:
-    """Per transformer block (H,): the norm of all weights that belong to each head alone, its rows
-    of q, k and v and its columns of the output projection."""
+    """How large the weights are that belong to each head alone.
+
+    Args:
+        model: with any number of transformer blocks.
+
+    Returns:
+        Per transformer block (H,): the norm of a head's rows of q, k and v and its columns of the
+        output projection, all together.
+    """
     norms = []
     for block in model.blocks:
         if isinstance(block, EncoderBlock):
@@ -140,7 +150,7 @@ def head_magnitudes(model: CCT) -> tuple[Tensor, ...]:
 
 
 def largest_heads(scores: Sequence[Tensor], counts: Sequence[int]) -> KeptHeads:
-    """Per block the `counts[m]` heads of largest score; of equals the first."""
+    """Per block m the `counts[m]` heads of largest `scores[m]`; of equals the first."""
     return tuple(
         tuple(sorted(s.argsort(descending=True, stable=True)[:count].tolist()))
         for s, count in zip(scores, counts, strict=True)

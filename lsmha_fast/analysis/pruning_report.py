@@ -85,7 +85,7 @@ class Pruning(NamedTuple):
 
 
 def pruning_lines(pruning: Pruning) -> Iterator[str]:
-    """The result for people: one line per number of removed units and method."""
+    """`pruning` for people: one line per number of removed units and method."""
     p = pruning
     yield f"accuracy on the {p.split} split; chosen on {p.choice_split}"
     for removed, rows in _by_removed(p.rows).items():
@@ -135,6 +135,9 @@ def write_pruning(folder: str | Path, pruning: Pruning, *, title: str) -> list[P
         folder: a new folder, or one that an earlier call made, which is replaced.
         pruning: what was measured.
         title: the data set's name, "(generated)" where it is, and the model's.
+
+    Returns:
+        The files.
 
     Raises:
         ValueError: the folder exists and holds other files.

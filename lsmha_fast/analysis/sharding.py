@@ -99,6 +99,9 @@ def merge_shards(folder: str | Path, probes: Probes) -> SHP:
         folder: what `measure_shards` filled.
         probes: those of the measurement.
 
+    Returns:
+        What `single_head_performance` gives, to the bit.
+
     Raises:
         FileNotFoundError: there is no shard.
         ValueError: shards are missing, damaged, of different measurements or of other probes.

@@ -51,6 +51,9 @@ def stream_block(
         threshold, normalize: as for `find_clusters`.
         chunk_bytes: memory beside the factors and four (K, K) matrices.
 
+    Returns:
+        Clusters and ratios of the block.
+
     Raises:
         ValueError: as `find_clusters`, or fewer than two labels.
     """

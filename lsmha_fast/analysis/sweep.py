@@ -57,6 +57,9 @@ def sweep_threshold(
         thresholds: each in (0, 1], at least one.
         normalize: as in `find_clusters`.
 
+    Returns:
+        Numbers of the block at each threshold.
+
     Raises:
         ValueError: no threshold, or what `find_clusters` and `signal_to_noise` refuse.
     """

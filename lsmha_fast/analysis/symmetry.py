@@ -43,6 +43,9 @@ def symmetry_breaking(
         draws: random label sets behind `chance_overlap`.
         seed: of those.
 
+    Returns:
+        Shares and entropies of heads and labels, and their overlap.
+
     Raises:
         ValueError: the shapes do not fit, or fewer than one draw.
     """
@@ -113,6 +116,9 @@ def head_stability(first: Tensor, second: Tensor, *, draws: int = 10, seed: int 
         draws: permutations behind `chance`.
         seed: of those.
 
+    Returns:
+        The match and its similarity, beside `chance`.
+
     Raises:
         ValueError: shapes that do not fit, fields that are not finite, or fewer than one draw.
     """
@@ -134,7 +140,15 @@ def head_stability(first: Tensor, second: Tensor, *, draws: int = 10, seed: int 
 def stability_over_seeds(
     networks: Sequence[Tensor], *, draws: int = 10, seed: int = 0
 ) -> list[tuple[int, int, Stability]]:
-    """`head_stability` of every pair of networks: (number of the first, of the second, result)."""
+    """`head_stability` of every pair of networks.
+
+    Args:
+        networks: matrices (H, K, K) of the same block of each.
+        draws, seed: see `head_stability`.
+
+    Returns:
+        Per pair (number of the first, number of the second, result).
+    """
     return [
         (a, b, head_stability(networks[a], networks[b], draws=draws, seed=seed))
         for b in range(len(networks))

@@ -58,6 +58,7 @@ class Augment:
                 raise DatasetError(f"{field} must be 0 < low <= high <= {limit}, got {low}, {high}")
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images (B, C, H, W), each changed by numbers of its own from `generator`."""
         B = images.shape[0]
         if self.crop_padding:
             top_left = _integers(2 * self.crop_padding + 1, (2, B), images, generator)
@@ -102,6 +103,12 @@ def default_augment(name: str) -> Augment:
 
     Args:
         name: "digits", "glyphs100" (with or without tier) or "cifar100".
+
+    Returns:
+        The transform of a batch.
+
+    Raises:
+        DatasetError: no such data set.
     """
     if name.startswith("cifar100"):
         return Augment(crop_padding=4, flip=0.5, erase_prob=0.25)

@@ -137,6 +137,12 @@ def default_config(name: str) -> AugmentConfig:
 
     Args:
         name: "digits", "glyphs100" (with or without tier) or "cifar100".
+
+    Returns:
+        The recipe, which `dataclasses.replace` changes.
+
+    Raises:
+        DatasetError: no such data set.
     """
     if name.startswith("cifar100"):
         return AugmentConfig()

@@ -91,6 +91,9 @@ def normalize(
         mean: C numbers, in units where 255 is 1.
         std: C numbers.
         dtype: of the result.
+
+    Returns:
+        (B, C, H, W) in `dtype`.
     """
     # the arithmetic of timm's prefetching loader, so that the bits agree
     mean_, std_ = (

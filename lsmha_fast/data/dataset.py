@@ -46,6 +46,7 @@ class ImageDataset:
 
     @property
     def num_classes(self) -> int:
+        """Labels K."""
         return len(self.class_names)
 
     def check(self) -> None:

@@ -50,6 +50,9 @@ def make_batches(
         workers: processes of "recipe"; the other pipelines have none.
         drop_last: leave out a last step that is not full, as timm does in training.
 
+    Returns:
+        The batches, epoch by epoch.
+
     Raises:
         DatasetError: an unknown pipeline, numbers that do not fit, "recipe" without timm.
     """

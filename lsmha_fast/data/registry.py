@@ -32,6 +32,9 @@ def load_dataset(
         root: folder with the files; needed by cifar100, refused by the others, which have none.
         **options: digits: `size`; glyphs100: `tier`, `size`, `seed`; cifar100: `allow_unverified`.
 
+    Returns:
+        The split.
+
     Raises:
         DatasetError: whatever is wrong, in one line.
     """
@@ -49,7 +52,14 @@ def load_dataset(
 def describe(
     name: str, split: str = "train", root: str | Path | None = None, **options: Any
 ) -> list[str]:
-    """Counts, sizes and names of a split as lines for people to read."""
+    """Counts, sizes and names of a split, as lines for people; arguments as of `load_dataset`.
+
+    Args:
+        name, split, root, **options: see `load_dataset`.
+
+    Returns:
+        Lines without line ends.
+    """
     dataset = load_dataset(name, split, root, **options)
     per_class = dataset.labels.bincount(minlength=dataset.num_classes)
     height, width = dataset.images.shape[-2:]
@@ -77,6 +87,9 @@ def verify(
         root: folder with the files of cifar100.
         allow_unverified: report files that differ from the published ones instead of failing.
         **options: glyphs100: `tier`.
+
+    Returns:
+        What was checked, as lines for people.
 
     Raises:
         DatasetError: the first thing that is wrong.

@@ -35,6 +35,14 @@ class TrainingBatches(ABC):
     the last but one, and so on; of these pairs rank r gets every world_size-th, so that it holds
     both images of each: the ranks together compute what one rank alone would.
 
+    Args:
+        dataset: copied to the device once.
+        config: of augmentation and mixing.
+        batch_size: images of a step, over all ranks.
+        seed: of order, augmentation and mixing.
+        target: device, dtype, and which part of each step.
+        drop_last: leave out a last step that is not full.
+
     Attributes:
         images: the data set, uint8 (M, C, H, W), on the device.
         labels: (M,) int64, on the device.

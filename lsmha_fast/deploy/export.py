@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .._files import atomic_file
 from ..ops import attention_decompositions
+from ..ops._dispatch import overloads
 from .form import InferenceCCT
 
 FORMATS = ("safetensors", "onnx", "pt2")
@@ -25,8 +26,8 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable]:
     ops = torch.ops.lsmha_fast
     return {
         **attention_decompositions(),
-        ops.conv_stem.default: _conv_stem,
-        ops.seq_pool.default: _seq_pool,
+        **overloads(ops.conv_stem, _conv_stem),
+        **overloads(ops.seq_pool, _seq_pool),
     }
 
 

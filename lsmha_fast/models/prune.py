@@ -26,6 +26,9 @@ def prune_model(model: CCT, *, heads: Kept | None = None, hidden: Kept | None = 
             block keeps at least one, since without any it would be another architecture.
         hidden: likewise of the MLP's hidden nodes.
 
+    Returns:
+        The copy.
+
     Raises:
         ValueError: not one entry per transformer block, or numbers that do not fit.
     """
@@ -51,6 +54,9 @@ def drop_silent(model: CCT) -> CCT:
 
     Args:
         model: left as it is.
+
+    Returns:
+        The copy.
     """
     heads, hidden = [], []
     for block in model.blocks:

@@ -29,6 +29,9 @@ def parse_name(name: str) -> dict[str, Any]:
         name: `cct_{depth}_{kernel}x{convolutions}_{image size}`, then optionally `_sine` for the
             fixed sinusoidal embedding, then `_c100` or `_fl` for the published number of labels.
 
+    Returns:
+        Names and values of the arguments.
+
     Raises:
         ValueError: the name is not of this form, or no such size is published.
     """
@@ -79,6 +82,9 @@ def create_model(
         conv_blocks: how many of the first blocks are convolutions; their form is chosen by
             `conv_form`, `conv_hidden` and `conv_residual`, see `CCT`.
         **options: other arguments of `CCT`, which win over what the name says.
+
+    Returns:
+        The model, with fresh weights, in training mode.
 
     Raises:
         ValueError: unknown name, or sizes that do not fit.

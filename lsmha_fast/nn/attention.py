@@ -34,6 +34,7 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
         add_zero_attn: append a key and value of zeros.
         kdim, vdim: channels of keys and values, `embed_dim` by default.
         batch_first: (B, N, C) instead of (N, B, C).
+        device, dtype: of the parameters.
         head_dim: channels D of a head; by default `embed_dim // num_heads`. With it, the heads
             have a width of their own, H * D, and `embed_dim` need not be divisible.
         qkv_bias: bias of the input projections alone; by default as `bias`. CCT has False here.
@@ -141,6 +142,9 @@ class LSMultiHeadAttention(NoFastPath, nn.MultiheadAttention):
 
         Returns:
             (B, N, H, D), contiguous.
+
+        Raises:
+            ValueError: keys or values have other channels than queries.
         """
         if not self._qkv_same_embed_dim:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import residual_norm
 from .attention import LSMultiHeadAttention
 from .linear import Linear
 
@@ -29,13 +30,35 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop samples of `x` (B, ...) while training."""
+        keep = self.draw(x)
+        return x if keep is None else x * keep.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """Factors of the samples of `x` (B, ...), (B,); None where all are kept as they are."""
         if not self.training or self.p == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.p
-        return x * (keep.to(x.dtype) / (1.0 - self.p))
+            return None
+        keep = torch.rand(x.shape[0], device=x.device) >= self.p
+        return keep.to(torch.promote_types(x.dtype, torch.float32)) / (1.0 - self.p)
 
     def extra_repr(self) -> str:
+        """The probability, for `print`."""
         return f"p={self.p:.3f}"
+
+
+def _add_and_norm(
+    norm: nn.LayerNorm,
+    x: Tensor,
+    branch: Tensor | None = None,
+    keep: Tensor | None = None,
+    post_norm: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`residual_norm` by a LayerNorm; what is normalised has the dtype of autocast's products."""
+    device = x.device.type
+    cast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if cast else None
+    return residual_norm(
+        x, branch, norm.weight, norm.bias, keep=keep, eps=norm.eps, post_norm=post_norm, dtype=dtype
+    )
 
 
 class EncoderBlock(nn.Module):
@@ -100,12 +123,12 @@ class EncoderBlock(nn.Module):
 
     def forward_with_heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, N, C) -> tokens (B, N, C) and the heads' outputs (B, N, H, D)."""
-        heads = self.self_attn.heads(self.pre_norm(x))
-        x = x + self.drop_path(self.dropout(self.self_attn.project(heads)))
-        if self.standard_pre_norm:
-            return x + self.drop_path(self.mlp(self.norm1(x))), heads
-        x = self.norm1(x)
-        return x + self.drop_path(self.mlp(x)), heads
+        x, normed = _add_and_norm(self.pre_norm, x)
+        heads = self.self_attn.heads(normed)
+        branch = self.dropout(self.self_attn.project(heads))
+        keep, post_norm = self.drop_path.draw(branch), not self.standard_pre_norm
+        x, normed = _add_and_norm(self.norm1, x, branch, keep, post_norm)
+        return x + self.drop_path(self.mlp(normed)), heads
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) -> tokens (B, N, C)."""

@@ -25,6 +25,9 @@ def prune_heads(module: LSMultiHeadAttention, kept: Sequence[int]) -> LSMultiHea
         module: left as it is; any of its options.
         kept: numbers of the heads to keep, from 0, at least one, each once; kept in this order.
 
+    Returns:
+        The new module, on the same device, in the same mode.
+
     Raises:
         ValueError: no head, a head twice, or one that is not there.
     """
@@ -66,6 +69,9 @@ def prune_hidden(block: EncoderBlock, kept: Sequence[int]) -> tuple[Linear, Line
     Args:
         block: left as it is.
         kept: numbers of the nodes to keep, from 0, at least one, each once.
+
+    Returns:
+        (`linear1`, `linear2`).
 
     Raises:
         ValueError: no node, a node twice, or one that is not there.

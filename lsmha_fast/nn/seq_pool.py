@@ -13,6 +13,7 @@ class SeqPool(nn.Linear):
     Args:
         dim: channels C of a token.
         backend: see `lsmha_fast.ops.seq_pool`.
+        device, dtype: of the parameters.
     """
 
     def __init__(self, dim: int, *, backend: str | None = None, device=None, dtype=None):

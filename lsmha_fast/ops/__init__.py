@@ -13,4 +13,5 @@ from .block import project_mlp as project_mlp
 from .conv_stem import conv_stem as conv_stem
 from .head_class_sums import HeadClassSums as HeadClassSums
 from .head_class_sums import head_class_sums as head_class_sums
+from .residual_norm import residual_norm as residual_norm
 from .seq_pool import seq_pool as seq_pool

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .._ext import cuda_ext_missing, ext_missing
+from .._ext import BUILD, cuda_ext_missing, ext_missing
 
 # a check returns None when the backend supports the call, else the reason and the remedy
 Check = Callable[..., "str | None"]
@@ -59,7 +59,10 @@ def resolve_backend(
         BackendError: the named backend cannot run this call.
     """
     if backend is None:
-        return next((b for b in order if checks[b](*args) is None), "reference")
+        for candidate in order:
+            if checks[candidate](*args) is None:
+                return candidate
+        return "reference"
     if backend not in checks:
         raise ValueError(f"{op}: unknown backend {backend!r}; choose from {', '.join(checks)}")
     reason = checks[backend](*args)
@@ -68,17 +71,27 @@ def resolve_backend(
     return backend
 
 
-def impl(name: str) -> Callable:
+def impl(name: str, native: bool = False) -> Callable:
     """Register a function as the implementation of op `name` on every device, with autocast off.
 
     Without this the torch operations inside a backend would be cast by a caller's autocast; ops
     compute in the precision of their inputs.
+
+    Args:
+        name: of an op that is defined, with its namespace; its last argument is the backend.
+        native: whether `lsmha_fast._C` has the op, see `call`; then the function is not asked for
+            "cpp".
     """
+    op = getattr(torch.ops.lsmha_fast, name.removeprefix("lsmha_fast::"))
+    if native:
+        _add_native(name, op)
 
     def register(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(*args):
-            device = next(a.device.type for a in args if isinstance(a, Tensor))
+            if native and args[-1] == "cpp":
+                return op.cpp(*args[:-1])
+            device = _device(args).type
             if not torch.is_autocast_enabled(device):
                 return function(*args)
             with torch.autocast(device, enabled=False):
@@ -88,6 +101,49 @@ def impl(name: str) -> Callable:
         return function
 
     return register
+
+
+def call(op: torch._ops.OpOverloadPacket, *args):
+    """Run an op of the package whose last argument is the backend.
+
+    "cpp" has an overload of its own, without that argument: the native library implements it for
+    the CPU, so that no Python stands between PyTorch's dispatcher and the kernel.
+    """
+    return op.cpp(*args[:-1]) if args[-1] == "cpp" else op.default(*args)
+
+
+def overloads(op: torch._ops.OpOverloadPacket, function: Callable) -> dict:
+    """What `function`, of all arguments of an op, is for each of its overloads."""
+    return {op.default: function, op.cpp: lambda *args: function(*args, "cpp")}
+
+
+def _add_native(name: str, op: torch._ops.OpOverloadPacket) -> None:
+    """The overload `cpp` of an op, and what answers to it where the native library does not."""
+    schema = str(op.default._schema).removeprefix(name).replace(", str backend)", ")")
+    torch.library.define(f"{name}.cpp", schema)
+
+    @torch.library.impl(f"{name}.cpp", "CompositeExplicitAutograd")
+    def load(*args):
+        if (reason := native_missing(name, _device(args))) is not None:
+            raise BackendError(f"{name}: backend 'cpp' cannot run this call: {reason}")
+        return op.cpp(*args)
+
+    torch.library.register_fake(f"{name}.cpp")(lambda *args: op.default(*args, "cpp"))
+
+
+def native_missing(name: str, device: torch.device) -> str | None:
+    """Load the native library; why it does not have op `name` for a device, or None."""
+    if device.type != "cpu":
+        return f"it needs a CPU tensor, got one on {device}"
+    if (reason := ext_missing()) is not None:
+        return reason
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"{name}.cpp", "CPU"):
+        return None
+    return f"the native extension lsmha_fast._C is of an older version; {BUILD}"
+
+
+def _device(args: Sequence) -> torch.device:
+    return next(a.device for a in args if isinstance(a, Tensor))
 
 
 def always(*_) -> None:

@@ -39,7 +39,10 @@ def parse_range(text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Times are in epochs, learning rates are those of AdamW."""
+    """A training run. Times are in epochs, learning rates are those of AdamW.
+
+    Every field is a flag of `lsmha train`, whose help says what it is.
+    """
 
     data: str = _flag("digits", "data set", choices=DATA)
     data_root: str | None = _flag(None, "folder of the data set, for cifar100")

@@ -41,13 +41,22 @@ GPU_ASK = 8  # steps between two exchanges of flags where several GPUs train
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out, not what it computes; free to change when it goes on."""
+    """How a run is carried out, not what it computes; free to change when it goes on.
+
+    Args:
+        save_seconds: between two checkpoints.
+        tensorboard: write its logs into the run folder.
+        tracker: "wandb" or "trackio", or None.
+        compile: a mode of torch.compile, or None.
+        cuda_graph: record the step and the evaluation once as CUDA graphs, then replay them.
+        silent: neither progress bar nor lines.
+    """
 
     save_seconds: float = 60.0  # between two checkpoints; the end of the run is always saved
     tensorboard: bool = False
     tracker: str | None = None
-    compile: str | None = None  # a mode of torch.compile
-    cuda_graph: bool = False  # record the step and the evaluation once, then replay them
+    compile: str | None = None
+    cuda_graph: bool = False
     silent: bool = True
 
 
@@ -85,6 +94,9 @@ def train(
             if the folder is a run of this config, else start.
         options: see `RunOptions`.
         say: takes the lines for people.
+
+    Returns:
+        Where the run is, and its best and last accuracy.
 
     Raises:
         ValueError: bad data, model or folder, a folder in use, or a loss that is not finite.
@@ -129,6 +141,9 @@ def write_run(config: TrainConfig, folder: Path, model: nn.Module, *, epoch: int
         folder: new or empty.
         model: on any device; moved to the config's.
         epoch: whole epochs that count as done; 0 for a run that is still to be trained.
+
+    Returns:
+        Where the run is, and what is known of its accuracy.
 
     Raises:
         ValueError: bad data or folder.

@@ -67,6 +67,9 @@ def preset(name: str, **changes: Any) -> TrainConfig:
         name: a key of `PRESETS`.
         **changes: fields that differ.
 
+    Returns:
+        The config, checked.
+
     Raises:
         ValueError: no such recipe, or a value that no run could use.
     """

@@ -186,6 +186,9 @@ def load_run(folder: Path, which: str = "best") -> Run:
         folder: what `train` wrote.
         which: "best" (highest test accuracy) or "last".
 
+    Returns:
+        The run with its model, in evaluation mode, on the CPU.
+
     Raises:
         FileNotFoundError: not a run, or not trained yet.
         ValueError: damaged files, or weights of another model.

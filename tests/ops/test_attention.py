@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import attention, attention_packed, attention_weights
+from lsmha_fast.ops._triton_utils import triton_missing
 from lsmha_fast.ops.attention import reference
 from lsmha_fast.ops.attention.op import CHECKS
 from lsmha_fast.testing import assert_no_worse, nan_filled_empty
@@ -126,7 +127,7 @@ def operator_cases():
     all_options = (mask, bias, head_scale, seed, 0.2, 0.5)
     none = (None, None, None, None, 0.0, 0.5)
     weights, weights_lse = OPS.attention_weights(q, k, mask, bias, seed, 0.2, 0.5, "reference")
-    for backend in ("reference", "triton"):
+    for backend in ("reference",) if triton_missing() else ("reference", "triton"):
         yield "attention", (q, k, v, *all_options, backend)
         yield "attention_backward", (do, q, k, v, *all_options, o, lse, True, backend)
         yield "attention_packed", (qkv, None, bias[..., :1, :], *all_options[2:], backend)

@@ -1,12 +1,14 @@
 """Every kernel configuration of attention builds for sm_90, without spills, with K >= 16."""
 
 import pytest
-from aot import assert_clean, assert_no_worse_than_kept, compile_configs
+from aot import assert_clean, assert_no_worse_than_kept, compile_budgeted
+
+pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(scope="module")
 def configs():
-    return compile_configs("tests.ops.attention_launches")
+    return compile_budgeted("tests.ops.attention_launches")
 
 
 def test_no_spills_and_deep_dots(configs):

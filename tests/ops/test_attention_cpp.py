@@ -224,7 +224,7 @@ def test_packed_is_read_and_its_gradient_written_in_place():
     with torch.profiler.profile() as profile:
         torch.ops.lsmha_fast.attention_packed(qkv.detach(), *arguments)
     names = {event.name for event in profile.events()}
-    assert "lsmha_fast_C::attention" in names
+    assert "lsmha_fast::attention_packed" in names
     assert not names & {"aten::copy_", "aten::clone", "aten::contiguous"}
 
 
@@ -379,10 +379,10 @@ def test_compiles_whole(dropout_p, backend):
 
 
 def _raw(**changes):
-    q, lse = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4)
+    q = torch.zeros(2, 3, 4, 5)
     arguments = {
         "q": q, "k": q, "v": q, "key_mask": None, "bias": None, "head_scale": None, "seed": None,
-        "threshold": 0, "keep_factor": 1.0, "scale": 1.0, "out": q.clone(), "lse": lse,
+        "dropout_p": 0.0, "scale": 1.0,
     }  # fmt: skip
     return arguments | changes
 
@@ -390,44 +390,50 @@ def _raw(**changes):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"q": torch.zeros(3, 4, 5)}, "q and k must be"),
+        ({"q": torch.zeros(3, 4, 5)}, "q must be"),
         ({"q": torch.zeros(2, 3, 4, 5).half()}, "q must be float32, bfloat16 or float64"),
         ({"k": torch.zeros(2, 3, 4, 6)}, "k must be"),
         ({"v": torch.zeros(2, 3, 3, 5)}, "v must be"),
-        ({"v": torch.zeros(2, 3, 5, 4).mT}, "v must be .* dense last dimension"),
-        ({"out": torch.zeros(2, 3, 4, 5).double()}, "out must be"),
-        ({"lse": torch.zeros(2, 3, 5)}, "lse has the wrong shape"),
+        ({"v": torch.zeros(2, 3, 4, 5).double()}, "v must be"),
         ({"key_mask": torch.zeros(2, 5, dtype=torch.bool)}, "key_mask has the wrong shape"),
-        ({"key_mask": torch.zeros(4, 2, dtype=torch.bool).T}, "key_mask has the wrong .* strides"),
-        ({"bias": torch.zeros(1, 3, 4, 4)}, "bias has the wrong shape"),
+        ({"key_mask": torch.zeros(2, 4)}, "key_mask has the wrong shape, dtype"),
+        ({"bias": torch.zeros(1, 3, 4, 3)}, "bias has the wrong shape"),
+        ({"bias": torch.zeros(4, 4)}, "bias has the wrong shape"),
         ({"head_scale": torch.zeros(2)}, "head_scale has the wrong shape"),
         ({"seed": torch.zeros(1)}, "seed has the wrong shape, dtype"),
-        ({"threshold": 65536}, "threshold must fit 16 bits"),
+        (
+            {"seed": torch.zeros(1, dtype=torch.int64), "dropout_p": -0.5},
+            "dropout_p must be a probability",
+        ),
     ],
 )
 def test_raw_operator_refuses_what_would_read_out_of_bounds(change, message):
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.lsmha_fast_C.attention(**_raw(**change))
+        torch.ops.lsmha_fast.attention.cpp(**_raw(**change))
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"dout": torch.zeros(2, 3, 5, 5)}, "dout must be"),
-        ({"dq": torch.zeros(2, 3, 5, 5)}, "dq must be"),
-        ({"dk": torch.zeros(2, 2, 4, 5)}, "dk must be"),
-        ({"dv": torch.zeros(2, 3, 4, 5).double()}, "dv must be"),
-        ({"dbias": torch.zeros(1, 2, 3, 4, 3)}, "dbias must be"),
-        ({"dbias": torch.zeros(0, 2, 3, 4, 4)}, "dbias must be"),
-        ({"dhead_scale": torch.zeros(3)}, "dhead_scale has the wrong shape"),
+        ({"do": torch.zeros(2, 3, 5, 5)}, "do must be"),
+        ({"o": torch.zeros(2, 3, 4, 5).double()}, "o must be"),
+        ({"lse": torch.zeros(2, 3, 5)}, "lse has the wrong shape"),
+        ({"lse": torch.zeros(2, 3, 4).double()}, "lse has the wrong shape, dtype"),
     ],
 )
-def test_raw_gradient_refuses_what_would_write_out_of_bounds(change, message):
+def test_raw_gradient_refuses_what_would_read_out_of_bounds(change, message):
     t = torch.zeros(2, 3, 4, 5)
-    gradients = {name: t.clone() for name in ("dout", "dq", "dk", "dv")}
-    gradients |= {"dbias": None, "dhead_scale": None, **change}
+    saved = {"do": t, "o": t, "lse": torch.zeros(2, 3, 4), "bias_grad": False, **change}
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.lsmha_fast_C.attention_backward(**_raw(), **gradients)
+        torch.ops.lsmha_fast.attention_backward.cpp(**_raw(), **saved)
+
+
+def test_raw_packed_operator_refuses_what_is_not_packed():
+    for shape in ((2, 4, 2, 3, 5), (2, 4, 3, 5)):
+        with pytest.raises(RuntimeError, match=r"qkv must be \(B, N, 3, H, D\)"):
+            torch.ops.lsmha_fast.attention_packed.cpp(
+                torch.zeros(shape), None, None, None, None, 0.0, 1.0
+            )
 
 
 def seconds(backend, inputs, do):
@@ -443,8 +449,7 @@ def slowdown(shape, gradient):
     (q, k, v, do), _ = make_inputs(shape, torch.float32)
     inputs = [t.float().requires_grad_(gradient) for t in (q, k, v)]
     do = do.float() if gradient else None
-    chosen = op.resolve_backend("attention", None, op.CHECKS, op._order(q.float()), inputs[0],
-                                None, None, 0.0)  # fmt: skip
+    chosen = op.default_backend(inputs[0])
     times = {"cpp": [], "sdpa": []}
     for _ in range(9):
         for name, seen in times.items():

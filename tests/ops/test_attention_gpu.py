@@ -171,4 +171,4 @@ def test_cuda_graph_draws_anew_at_every_replay(backend):
 def test_default_backend(D, options, expected):
     q = torch.zeros(1, 2, 8, D, device="cuda", dtype=torch.bfloat16)
     args = (q, None, None, options.get("dropout_p", 0.0))
-    assert op.resolve_backend("attention", None, op.CHECKS, op._order(q), *args) == expected
+    assert op.default_backend(*args) == expected

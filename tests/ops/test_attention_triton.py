@@ -8,6 +8,7 @@ from lsmha_fast.ops import attention, attention_packed
 from lsmha_fast.ops.attention import reference
 from lsmha_fast.testing import assert_no_worse, nan_filled_empty
 
+pytestmark = pytest.mark.triton
 DTYPES = [torch.float32, torch.float16]
 HEAD_DIMS = [1, 2, 3, 4, 5, 8, 13, 16, 32]
 

@@ -235,26 +235,33 @@ def test_nan_stays_in_its_row_and_an_empty_average_is_zero():
     assert weights.shape == (2, 40, 0)
 
 
+OPTIONS = {"key_mask": None, "bias": None, "seed": None, "dropout_p": 0.0, "scale": 1.0}
+
+
 @native
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"weights": torch.empty(2, 4, 4)}, "weights has the wrong shape"),
-        ({"lse": torch.empty(2, 3, 5)}, "lse has the wrong shape"),
-        ({"q": torch.empty(2, 3, 4, 2).double()}, "k must be|float32 or bfloat16"),
-        ({"o": torch.empty(2, 3, 4, 3)}, "out must be"),
+        ({"q": torch.empty(2, 3, 4, 2).double()}, "float32 or bfloat16"),
+        ({"v": torch.empty(2, 3, 4, 2)}, "v must be"),
         ({"k": torch.empty(2, 3, 5, 3)}, "k must be"),
     ],
 )
-def test_raw_operator_refuses_what_would_write_out_of_bounds(change, message):
-    t = {"q": torch.empty(2, 3, 4, 2), "k": torch.empty(2, 3, 5, 2), "v": torch.empty(2, 3, 5, 2),
-         "o": torch.empty(2, 3, 4, 2), "lse": torch.empty(2, 3, 4),
-         "weights": torch.empty(2, 4, 5)} | change  # fmt: skip
+def test_raw_operator_refuses_what_would_read_out_of_bounds(change, message):
+    t = {"q": torch.empty(2, 3, 4, 2), "k": torch.empty(2, 3, 5, 2), "v": torch.empty(2, 3, 5, 2)}
+    t |= change
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.lsmha_fast_C.attention_weights(
-            t["q"], t["k"], t["v"], None, None, None, None, 0, 1.0, 1.0,
-            t["o"], t["lse"], t["weights"],
-        )  # fmt: skip
+        torch.ops.lsmha_fast.attention_with_weights.cpp(**t, **OPTIONS, head_scale=None)
+
+
+@native
+def test_raw_gradient_refuses_what_would_read_out_of_bounds():
+    q, lse = torch.empty(2, 3, 4, 2), torch.empty(2, 3, 4)
+    for wrong in (torch.empty(2, 4, 5), torch.empty(2, 4, 4).double()):
+        with pytest.raises(RuntimeError, match="dweights has the wrong shape"):
+            torch.ops.lsmha_fast.attention_weights_backward.cpp(
+                dweights=wrong, q=q, k=q, **OPTIONS, lse=lse, bias_grad=False
+            )
 
 
 @native

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conv_stem_shim import shim
 
-from lsmha_fast.ops import conv_stem
+from lsmha_fast.ops import _dispatch, conv_stem
 from lsmha_fast.ops._dispatch import BackendError
 from lsmha_fast.ops.conv_stem import _cuda, op, reference
 from lsmha_fast.testing import assert_no_worse, nan_filled_empty
@@ -188,6 +188,7 @@ def test_backend_calls_the_kernels(monkeypatch):
 
     monkeypatch.setattr(_cuda.torch.ops, "lsmha_fast_C_cuda", Kernels, raising=False)
     monkeypatch.setitem(op.CHECKS, "cuda", op.always)
+    monkeypatch.setitem(_dispatch.LIBRARIES, "cuda", op.always)
     x, weight, bias, do = inputs(SHAPES[1], torch.bfloat16)
     for B in (2, 0):
         parameters = weight.requires_grad_(), bias.requires_grad_()

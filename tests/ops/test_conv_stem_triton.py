@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+pytest.importorskip("triton")
 from lsmha_fast.ops import conv_stem
 from lsmha_fast.ops._dispatch import BackendError
 from lsmha_fast.ops.conv_stem import _triton, reference

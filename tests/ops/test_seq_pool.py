@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from aot import assert_clean, assert_no_worse_than_kept, compile_configs
+from aot import assert_clean, assert_no_worse_than_kept, compile_budgeted
 
 from lsmha_fast._ext import ext_missing
 from lsmha_fast.ops import seq_pool
@@ -199,6 +199,7 @@ def test_native_result_does_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.triton
 def test_default_backend_on_a_cpu_is_not_the_interpreter(monkeypatch):
     def fail(*_):
         raise AssertionError("the default ran Triton on a CPU tensor")
@@ -220,6 +221,7 @@ def test_wrong_shapes_are_named(x_shape, weight_shape):
     assert str(weight_shape) in str(error.value)
 
 
+@pytest.mark.triton
 def test_backend_is_obeyed_or_refused(device):
     x, weight, _ = inputs((1, 2, 3, 4), torch.float64, device)
     with pytest.raises(
@@ -231,8 +233,9 @@ def test_backend_is_obeyed_or_refused(device):
             seq_pool(x.to(device_of(backend, device)), weight, backend=backend)
 
 
+@pytest.mark.triton
 def test_kernels_build_for_sm_90_without_spills():
-    configs = compile_configs("lsmha_fast.ops.seq_pool._triton")
+    configs = compile_budgeted("lsmha_fast.ops.seq_pool._triton")
     assert {c["name"].partition("[")[0] for c in configs} == {"_pool_heads_fwd", "_seq_pool_bwd"}
     for config in configs:
         assert_clean(config)

@@ -23,11 +23,12 @@ import torch
 import tqdm  # noqa: F401
 from tiny import TINY, load
 
-from lsmha_fast.ops.attention import _cpp  # noqa: F401
+from lsmha_fast._ext import ext_missing
 from lsmha_fast.train import RunOptions, load_run, train
 from lsmha_fast.train import run as run_module
 from lsmha_fast.train.checkpoint import load_checkpoint, read_manifest
 
+ext_missing()  # loads the native library
 CONFIG = dataclasses.replace(TINY, dim=32, depth=1, num_heads=4, epochs=20, cutmix=1.0)
 
 

@@ -8,42 +8,50 @@ import torch
 from torch import Tensor
 
 
-def check_qkv(name: str, q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
-    """Queries (B, H, L, D), keys and, if given, values (B, H, S, D) of one dtype and device."""
-    names, others = ("k", {"k": k}) if v is None else ("k, v", {"k": k, "v": v})
-    fits = q.ndim == 4 and k.ndim == 4 and _without_tokens(q) == _without_tokens(k)
-    if not fits or any(t.shape != k.shape for t in others.values()):
+def check_qkv(name: str, q: Tensor, k: Tensor, v: Tensor | None = None) -> tuple[int, ...]:
+    """Queries (B, H, L, D), keys and, if given, values (B, H, S, D) of one dtype and device.
+
+    Returns:
+        (B, H, L, S).
+    """
+    shape, keys = q.shape, k.shape
+    fits = len(shape) == 4 and (shape == keys or _without_tokens(shape) == _without_tokens(keys))
+    if not fits or (v is not None and v.shape != keys):
+        names, others = ("k", {"k": k}) if v is None else ("k, v", {"k": k, "v": v})
         shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in others.items())
         raise ValueError(
             f"{name}: expected q (B, H, L, D) and {names} (B, H, S, D), "
-            f"got q {tuple(q.shape)}, {shapes}"
+            f"got q {tuple(shape)}, {shapes}"
         )
-    check_same(name, q, **others)
+    check_float(name, q, shape[1], shape[3])
+    dtype, device = q.dtype, q.device
+    for other, t in (("k", k), ("v", v)):
+        if t is not None and (t.dtype != dtype or t.device != device):
+            raise ValueError(
+                f"{name}: expected {other} like q ({dtype}, {device}), got {t.dtype}, {t.device}"
+            )
+    return (*shape[:3], keys[2])
 
 
-def _without_tokens(x: Tensor) -> tuple[int, int, int]:
-    B, H, _, D = x.shape
-    return B, H, D
+def _without_tokens(shape: torch.Size) -> tuple[int, ...]:
+    return (*shape[:2], *shape[3:])
 
 
-def check_same(name: str, q: Tensor, **others: Tensor) -> None:
-    if not q.is_floating_point() or 0 in (q.shape[1], q.shape[3]):
+def check_float(name: str, q: Tensor, *sizes: int) -> None:
+    """Dtype of a call, and that none of the sizes H and D is zero."""
+    if 0 in sizes or not q.dtype.is_floating_point:
         raise ValueError(
             f"{name}: expected a float dtype and H, D >= 1, got {q.dtype} and {tuple(q.shape)}"
         )
-    for other, t in others.items():
-        if t.dtype != q.dtype or t.device != q.device:
-            raise ValueError(
-                f"{name}: expected {other} like q ({q.dtype}, {q.device}), "
-                f"got {t.dtype}, {t.device}"
-            )
 
 
-def options_of(name, q, k, key_mask, bias, dropout_p, scale, head_scale):
+def options_of(name, q, sizes, key_mask, bias, dropout_p, scale, head_scale):
     """Check what the public functions share; return the 4-dimensional bias and
-    (seed, dropout_p, scale)."""
-    B, H, L, D = q.shape
-    S = k.shape[2]
+    (seed, dropout_p, scale).
+
+    `q` is any tensor of the call with D channels; sizes are (B, H, L, S).
+    """
+    B, H, _, S = sizes
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (B, S)):
         raise ValueError(
             f"{name}: expected key_mask (B, S) = {(B, S)} bool, "
@@ -55,13 +63,14 @@ def options_of(name, q, k, key_mask, bias, dropout_p, scale, head_scale):
             f"got {tuple(head_scale.shape)} {head_scale.dtype}"
         )
     if bias is not None:
-        bias = _as_4d(name, bias, (B, H, L, S))
-    for other, t in (("key_mask", key_mask), ("bias", bias), ("head_scale", head_scale)):
-        if t is not None and t.device != q.device:
-            raise ValueError(f"{name}: {other} is on {t.device}, q on {q.device}")
+        bias = _as_4d(name, bias, sizes)
+    if not (key_mask is bias is head_scale):  # else all are None
+        for other, t in (("key_mask", key_mask), ("bias", bias), ("head_scale", head_scale)):
+            if t is not None and t.device != q.device:
+                raise ValueError(f"{name}: {other} is on {t.device}, q on {q.device}")
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"{name}: dropout_p must be between 0 and 1, got {dropout_p}")
-    scale = D**-0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not 0 < scale < math.inf:
         raise ValueError(f"{name}: scale must be finite and > 0, got {scale}")
     # drawn on the device: no wait for it, and a CUDA graph draws anew at every replay

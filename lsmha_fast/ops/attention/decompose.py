@@ -7,19 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._dispatch import overloads
+
 
 def attention_decompositions() -> dict[torch._ops.OpOverload, Callable]:
     """A table for `torch.export.ExportedProgram.run_decompositions`, for inference.
 
     `torch.onnx.export(program.run_decompositions(attention_decompositions()), ...)` needs no
     translation of its own; scores are then held in memory, as every standard attention does.
+
+    Returns:
+        Operator -> its formula in standard operators.
     """
     ops = torch.ops.lsmha_fast
     return {
-        ops.attention.default: _attention,
-        ops.attention_packed.default: _packed,
-        ops.attention_weights.default: _weights,
-        ops.attention_with_weights.default: _with_weights,
+        **overloads(ops.attention, _attention),
+        **overloads(ops.attention_packed, _packed),
+        **overloads(ops.attention_weights, _weights),
+        **overloads(ops.attention_with_weights, _with_weights),
     }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..._ext import cpp_check, cuda_check
 from .._dispatch import Check, always, resolve_backend, triton_check
-from .arguments import check_qkv, check_same, options_of
+from .arguments import check_float, check_qkv, options_of
 from .registration import Attention, AttentionPacked, run
 from .registration_weights import AttentionWeights, AttentionWithWeights
 
@@ -47,15 +47,15 @@ def _sdpa_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
         return f"FlashAttention-2 takes neither key_mask nor bias; {other}"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"FlashAttention-2 takes float16 and bfloat16, got {q.dtype}; {other}"
-    if q.shape[3] % 8 or q.shape[3] > 256:
-        return f"FlashAttention-2 takes head dims 8, 16, ..., 256, got {q.shape[3]}; {other}"
+    if q.shape[-1] % 8 or q.shape[-1] > 256:
+        return f"FlashAttention-2 takes head dims 8, 16, ..., 256, got {q.shape[-1]}; {other}"
     return None
 
 
 def _triton_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     """Reason why the Triton kernels cannot take this call, or None."""
-    if q.shape[3] > TRITON_MAX_HEAD_DIM:
-        return f"head dim {q.shape[3]} exceeds {TRITON_MAX_HEAD_DIM}; use 'sdpa' or 'reference'"
+    if q.shape[-1] > TRITON_MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} exceeds {TRITON_MAX_HEAD_DIM}; use 'sdpa' or 'reference'"
     return triton_check(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
@@ -68,8 +68,8 @@ def _cuda_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
     """Reason why the CUDA kernels cannot take this call, or None."""
     if bias is not None:
         return "its kernels take no bias; use 'triton' or 'reference'"
-    if q.shape[3] > CUDA_MAX_HEAD_DIM:
-        return f"head dim {q.shape[3]} exceeds {CUDA_MAX_HEAD_DIM}; use 'triton' or 'sdpa'"
+    if q.shape[-1] > CUDA_MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} exceeds {CUDA_MAX_HEAD_DIM}; use 'triton' or 'sdpa'"
     return cuda_check(q, (torch.float32, torch.float16, torch.bfloat16))
 
 
@@ -101,25 +101,32 @@ def _cpp_max_head_dim() -> int:
 _cpp_max_head_dim._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _order(q: Tensor) -> tuple[str, ...]:
-    """Backends to try, fastest first; Triton on a CPU is the slow interpreter: on request only."""
-    if q.device.type == "cuda":
-        small = q.shape[3] < SDPA_MIN_HEAD_DIM
-        return ("cuda", "triton", "sdpa") if small else ("sdpa", "triton")
-    if q.device.type != "cpu":
+def _order(q: Tensor, L: int) -> tuple[str, ...]:
+    """Backends to try for L queries like those of `q`, (..., D), fastest first.
+
+    Triton on a CPU is the slow interpreter: on request only.
+    """
+    D = q.shape[-1]
+    if q.is_cuda:
+        return ("cuda", "triton", "sdpa") if D < SDPA_MIN_HEAD_DIM else ("sdpa", "triton")
+    if not q.is_cpu:
         return ()
     if q.dtype == torch.float64:  # the native kernel for it is there to check gradients
         return ("sdpa",)
-    short = q.dtype == torch.bfloat16 and q.shape[2] < SHORT_BF16 and q.shape[3] >= WIDE_BF16
+    short = L < SHORT_BF16 and D >= WIDE_BF16 and q.dtype == torch.bfloat16
     inference = not (q.requires_grad and torch.is_grad_enabled())
-    if q.shape[3] > _cpp_max_head_dim() or (short and inference):
+    if _cpp_max_head_dim() < D or (short and inference):
         return ("sdpa", "cpp")
     return ("cpp", "sdpa")
 
 
 def default_backend(q: Tensor, key_mask=None, bias=None, dropout_p: float = 0.0) -> str:
     """The backend that `attention` takes for a call when the caller names none."""
-    return resolve_backend("attention", None, CHECKS, _order(q), q, key_mask, bias, dropout_p)
+    return _resolve("attention", None, q, q.shape[2], key_mask, bias, dropout_p)
+
+
+def _resolve(name: str, backend: str | None, q: Tensor, L: int, *options) -> str:
+    return resolve_backend(name, backend, CHECKS, _order(q, L), q, *options)
 
 
 def attention(
@@ -156,9 +163,10 @@ def attention(
         ValueError: shapes, dtypes or values do not fit, or the backend does not exist.
         RuntimeError: the named backend cannot run this call.
     """
-    check_qkv("attention", q, k, v)
-    bias, options = options_of("attention", q, k, key_mask, bias, dropout_p, scale, head_scale)
-    backend = resolve_backend("attention", backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
+    name = "attention"
+    sizes = check_qkv(name, q, k, v)
+    bias, options = options_of(name, q, sizes, key_mask, bias, dropout_p, scale, head_scale)
+    backend = _resolve(name, backend, q, sizes[2], key_mask, bias, dropout_p)
     return run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
 
 
@@ -194,10 +202,11 @@ def attention_packed(
     name = "attention_packed"
     if qkv.ndim != 5 or qkv.shape[2] != 3 or 0 in qkv.shape[3:]:
         raise ValueError(f"{name}: expected qkv (B, N, 3, H, D), got {tuple(qkv.shape)}")
-    q = qkv[:, :, 0].transpose(1, 2)
-    check_same(name, q)
-    bias, options = options_of(name, q, q, key_mask, bias, dropout_p, scale, head_scale)
-    backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
+    check_float(name, qkv)
+    B, N, _, H, _ = qkv.shape
+    sizes = B, H, N, N
+    bias, options = options_of(name, qkv, sizes, key_mask, bias, dropout_p, scale, head_scale)
+    backend = _resolve(name, backend, qkv, N, key_mask, bias, dropout_p)
     return run(AttentionPacked, qkv, key_mask, bias, head_scale, *options, backend)[0]
 
 
@@ -230,8 +239,8 @@ def attention_weights(
         RuntimeError: the named backend cannot run this call.
     """
     name = "attention_weights"
-    check_qkv(name, q, k)
-    bias, options = options_of(name, q, k, key_mask, bias, dropout_p, scale, None)
+    sizes = check_qkv(name, q, k)
+    bias, options = options_of(name, q, sizes, key_mask, bias, dropout_p, scale, None)
     backend = resolve_backend(name, backend, WEIGHTS_CHECKS, ("cpp",), q)
     return run(AttentionWeights, q, k, key_mask, bias, *options, backend)[0]
 
@@ -263,20 +272,23 @@ def attention_with_weights(
             others the weights are computed a second time, by "reference". By default "cpp" where it
             can run the call.
 
+    Returns:
+        (output (B, H, L, D) as of `attention`, weights (B, L, S) as of `attention_weights`).
+
     Raises:
         ValueError: shapes, dtypes or values do not fit, or the backend does not exist.
         RuntimeError: the named backend cannot run this call.
     """
     name = "attention_with_weights"
-    check_qkv(name, q, k, v)
-    bias, options = options_of(name, q, k, key_mask, bias, dropout_p, scale, head_scale)
+    sizes = check_qkv(name, q, k, v)
+    bias, options = options_of(name, q, sizes, key_mask, bias, dropout_p, scale, head_scale)
     if backend is None and WEIGHTS_CHECKS["cpp"](q) is None:
         backend = "cpp"
-    backend = resolve_backend(name, backend, CHECKS, _order(q), q, key_mask, bias, dropout_p)
+    backend = _resolve(name, backend, q, sizes[2], key_mask, bias, dropout_p)
     if backend in WEIGHTS_CHECKS and WEIGHTS_CHECKS[backend](q) is None:
-        out, weights, _ = run(
+        out, weights = run(
             AttentionWithWeights, q, k, v, key_mask, bias, head_scale, *options, backend
-        )
+        )[:2]
     else:
         out = run(Attention, q, k, v, key_mask, bias, head_scale, *options, backend)[0]
         weights = run(AttentionWeights, q, k, key_mask, bias, *options, "reference")[0]

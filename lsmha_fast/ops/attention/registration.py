@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._dispatch import impl, load_backend
+from .._dispatch import call, impl, load_backend
 from . import vmap
 from .common import Inputs
 
@@ -85,7 +85,7 @@ def _attend_backward(do, a: Inputs, o, lse, bias_grad, backend, *buffers) -> tup
     return run(do, a, o, lse, bias_grad, *buffers)
 
 
-@impl("lsmha_fast::attention")
+@impl("lsmha_fast::attention", native=True)
 def _attention_impl(*args):
     *inputs, backend = args
     return attend(Inputs(*inputs), backend)
@@ -96,7 +96,7 @@ def _attention_fake(q, *_):
     return heads_last(q), lse_like(q)
 
 
-@impl("lsmha_fast::attention_backward")
+@impl("lsmha_fast::attention_backward", native=True)
 def _attention_backward_impl(do, *args):
     *inputs, o, lse, bias_grad, backend = args
     a = Inputs(*inputs)
@@ -112,7 +112,7 @@ def _attention_backward_fake(do, *args):
     return *(heads_last(t) for t in (a.q, a.k, a.v)), *small
 
 
-@impl("lsmha_fast::attention_packed")
+@impl("lsmha_fast::attention_packed", native=True)
 def _packed_impl(qkv, *args):
     *options, backend = args
     o, lse = attend(Inputs(*_unpack(qkv), *options), backend)
@@ -125,7 +125,7 @@ def _packed_fake(qkv, *_):
     return heads_last(q).transpose(1, 2), lse_like(q)
 
 
-@impl("lsmha_fast::attention_packed_backward")
+@impl("lsmha_fast::attention_packed_backward", native=True)
 def _packed_backward_impl(do, qkv, *args):
     *options, o, lse, bias_grad, backend = args
     a = Inputs(*_unpack(qkv), *options)
@@ -140,6 +140,13 @@ def _packed_backward_fake(do, qkv, key_mask, bias, head_scale, *args):
     return qkv.new_empty(qkv.shape), *small_grads(qkv, bias, head_scale, bias_grad)
 
 
+def _save(ctx, inputs, output) -> None:
+    """What the backward needs; `setup_context` keeps them open to torch.func."""
+    *tensors, ctx.dropout_p, ctx.scale, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, *output)
+
+
 class Attention(torch.autograd.Function):
     """(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend) -> o, lse.
 
@@ -150,21 +157,27 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-        return OPS.attention.default(
-            q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        return call(
+            OPS.attention, q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _save(ctx, inputs, output)
+    setup_context = staticmethod(_save)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, _):
         *tensors, o, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[4]
-        dq, dk, dv, dbias, dhead_scale = OPS.attention_backward.default(
-            do, *tensors, ctx.dropout_p, ctx.scale, o, lse, bias_grad, ctx.backend
+        dq, dk, dv, dbias, dhead_scale = call(
+            OPS.attention_backward,
+            do,
+            *tensors,
+            ctx.dropout_p,
+            ctx.scale,
+            o,
+            lse,
+            bias_grad,
+            ctx.backend,
         )
         dhead_scale = dhead_scale if ctx.needs_input_grad[5] else None
         return dq, dk, dv, None, dbias if bias_grad else None, dhead_scale, None, None, None, None
@@ -177,21 +190,27 @@ class AttentionPacked(torch.autograd.Function):
 
     @staticmethod
     def forward(qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-        return OPS.attention_packed.default(
-            qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        return call(
+            OPS.attention_packed, qkv, key_mask, bias, head_scale, seed, dropout_p, scale, backend
         )
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _save(ctx, inputs, output)
+    setup_context = staticmethod(_save)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, _):
         *tensors, o, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[2]
-        dqkv, dbias, dhead_scale = OPS.attention_packed_backward.default(
-            do, *tensors, ctx.dropout_p, ctx.scale, o, lse, bias_grad, ctx.backend
+        dqkv, dbias, dhead_scale = call(
+            OPS.attention_packed_backward,
+            do,
+            *tensors,
+            ctx.dropout_p,
+            ctx.scale,
+            o,
+            lse,
+            bias_grad,
+            ctx.backend,
         )
         dhead_scale = dhead_scale if ctx.needs_input_grad[3] else None
         return dqkv, None, dbias if bias_grad else None, dhead_scale, None, None, None, None
@@ -213,22 +232,21 @@ def run(function: type[torch.autograd.Function], *args):
 
 @functools.cache
 def _with_context(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The function in the form whose `forward` takes the context."""
+    """The function in the form whose `forward` takes the context; without its last output, the
+    log-sum-exp, for which PyTorch would make a gradient of zeros."""
 
     def forward(ctx, *args):
         output = function.forward(*args)
         function.setup_context(ctx, args, output)
-        return output
+        return output[:-1]
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    def backward(ctx, *grads):
+        # what forbids a second derivative takes time, and is idle where nobody records one
+        formula = function.backward if torch.is_grad_enabled() else function.backward.__wrapped__
+        return formula(ctx, *grads, None)
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(function.__name__, (torch.autograd.Function,), methods)
-
-
-def _save(ctx, inputs, output) -> None:
-    """What the backward needs; `setup_context` keeps them open to torch.func."""
-    *tensors, ctx.dropout_p, ctx.scale, ctx.backend = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
 
 
 for name in ("attention", "attention_packed"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._dispatch import impl, load_backend
+from .._dispatch import call, impl, load_backend
 from . import vmap
 from .common import Inputs
 from .registration import OPS, OPTIONS, attend, heads_last, is_empty, lse_like, small_grads
@@ -36,7 +36,7 @@ def _weights_like(q: Tensor, k: Tensor) -> Tensor:
     return q.new_empty(q.shape[0], q.shape[2], k.shape[2])
 
 
-@impl("lsmha_fast::attention_weights")
+@impl("lsmha_fast::attention_weights", native=True)
 def _weights_impl(q, k, *args):
     *options, backend = args
     a = _inputs(q, k, *options)
@@ -50,7 +50,7 @@ def _weights_fake(q, k, *_):
     return _weights_like(q, k), lse_like(q)
 
 
-@impl("lsmha_fast::attention_weights_backward")
+@impl("lsmha_fast::attention_weights_backward", native=True)
 def _weights_backward_impl(dweights, q, k, *args):
     *options, lse, bias_grad, backend = args
     a = _inputs(q, k, *options)
@@ -67,7 +67,7 @@ def _weights_backward_fake(dweights, q, k, key_mask, bias, *args):
     return heads_last(q), heads_last(k), small_grads(q, bias, None, bias_grad)[0]
 
 
-@impl("lsmha_fast::attention_with_weights")
+@impl("lsmha_fast::attention_with_weights", native=True)
 def _with_weights_impl(*args):
     *inputs, backend = args
     a = Inputs(*inputs)
@@ -89,7 +89,7 @@ class AttentionWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, key_mask, bias, seed, dropout_p, scale, backend):
-        return OPS.attention_weights.default(q, k, key_mask, bias, seed, dropout_p, scale, backend)
+        return call(OPS.attention_weights, q, k, key_mask, bias, seed, dropout_p, scale, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -102,8 +102,15 @@ class AttentionWeights(torch.autograd.Function):
     def backward(ctx, dweights, _):
         *tensors, lse = ctx.saved_tensors
         bias_grad = ctx.needs_input_grad[3]
-        dq, dk, dbias = OPS.attention_weights_backward.default(
-            dweights, *tensors, ctx.dropout_p, ctx.scale, lse, bias_grad, ctx.backend
+        dq, dk, dbias = call(
+            OPS.attention_weights_backward,
+            dweights,
+            *tensors,
+            ctx.dropout_p,
+            ctx.scale,
+            lse,
+            bias_grad,
+            ctx.backend,
         )
         return dq, dk, None, dbias if bias_grad else None, None, None, None, None
 
@@ -119,8 +126,18 @@ class AttentionWithWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend):
-        return OPS.attention_with_weights.default(
-            q, k, v, key_mask, bias, head_scale, seed, dropout_p, scale, backend
+        return call(
+            OPS.attention_with_weights,
+            q,
+            k,
+            v,
+            key_mask,
+            bias,
+            head_scale,
+            seed,
+            dropout_p,
+            scale,
+            backend,
         )
 
     @staticmethod
@@ -138,14 +155,14 @@ class AttentionWithWeights(torch.autograd.Function):
         bias_grad = ctx.needs_input_grad[4]
         dq = dk = dv = dbias = dhead_scale = None
         if do is not None:
-            dq, dk, dv, dbias, dhead_scale = OPS.attention_backward.default(
-                do, q, k, v, key_mask, bias, head_scale, seed, ctx.dropout_p, ctx.scale,
-                o, lse, bias_grad, ctx.backend,
+            dq, dk, dv, dbias, dhead_scale = call(
+                OPS.attention_backward, do, q, k, v, key_mask, bias, head_scale, seed,
+                ctx.dropout_p, ctx.scale, o, lse, bias_grad, ctx.backend,
             )  # fmt: skip
         if dweights is not None:
-            grads = OPS.attention_weights_backward.default(
-                dweights, q, k, key_mask, bias, seed, ctx.dropout_p, ctx.scale,
-                lse, bias_grad, ctx.backend,
+            grads = call(
+                OPS.attention_weights_backward, dweights, q, k, key_mask, bias, seed,
+                ctx.dropout_p, ctx.scale, lse, bias_grad, ctx.backend,
             )  # fmt: skip
             if do is None:
                 dq, dk, dbias = grads

@@ -8,8 +8,9 @@ from torch import Tensor
 
 def register(name: str) -> None:
     """Give an op of the package, as `attention`, a rule for `torch.vmap`."""
-    overload = getattr(torch.ops.lsmha_fast, name).default
-    torch.library.register_vmap(overload, _rule(overload))
+    op = getattr(torch.ops.lsmha_fast, name)
+    for overload in (op.default, op.cpp):
+        torch.library.register_vmap(overload, _rule(overload))
 
 
 def _rule(op):

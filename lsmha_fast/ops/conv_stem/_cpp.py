@@ -1,24 +1,12 @@
-"""The conv stem by the native CPU kernels, for images of few channels."""
+"""Gradients of the conv stem by the native CPU kernels, for images of few channels.
+
+The forward pass is native from the dispatcher on: `conv_stem.cpp` in csrc/cpu.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def conv_stem(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    padding: int,
-    pool: list[int],
-    need_codes: bool,
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B, N, C) and, where needed, the codes (B, N, C) that the gradient follows."""
-    filters = weight.permute(0, 2, 3, 1).float().contiguous()  # (C, k, k, Cin)
-    bias = None if bias is None else bias.float().contiguous()
-    return torch.ops.lsmha_fast_C.conv_stem(x, filters, bias, stride, padding, *pool, need_codes)
 
 
 def conv_stem_backward(
@@ -33,18 +21,14 @@ def conv_stem_backward(
     need_dweight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of images (channels-last), weight and bias; those not needed are empty."""
-    kernel = weight.shape[-1]
-    arguments = do.contiguous(), x, codes, kernel, stride, padding, *pool
+    ops = torch.ops.lsmha_fast_C
+    arguments = do.contiguous(), x, codes, weight.shape[-1], stride, padding, *pool
     dx, dweight, dbias = (x.new_empty(0) for _ in range(3))
     if need_dx:
-        dy = torch.ops.lsmha_fast_C.conv_stem_dy(*arguments)
+        dy = ops.conv_stem_dy.default(*arguments)
         dx = _image_gradient(dy.permute(0, 3, 1, 2), x, weight, stride, padding)
     if need_dweight:
-        partial = torch.ops.lsmha_fast_C.conv_stem_dweight(*arguments)
-        depth = weight[0].numel()
-        sums = partial.sum(0)[:, : depth + 1].to(weight.dtype)
-        dweight = sums[:, :depth].unflatten(1, (kernel, kernel, -1)).permute(0, 3, 1, 2)
-        dweight, dbias = dweight.contiguous(), sums[:, depth].contiguous()
+        dweight, dbias = ops.conv_stem_dweight.default(*arguments)
     return dx, dweight, dbias
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..._ext import cpp_check, cuda_check
-from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
+from .._dispatch import always, call, impl, load_backend, resolve_backend, triton_check
 from .common import window_count
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +34,7 @@ NO_POOL = Pool(1, 1, 0)
 
 
 def _cpp_check(x, weight, *_):
-    if weight[0].numel() > CPP_DEPTH:
+    if math.prod(weight.shape[1:]) > CPP_DEPTH:
         return f"it sums at most {CPP_DEPTH} products, weight is {tuple(weight.shape)}"
     return cpp_check(x, (torch.float32, torch.bfloat16))
 
@@ -77,7 +78,7 @@ torch.library.define(
 )
 
 
-@impl("lsmha_fast::conv_stem")
+@impl("lsmha_fast::conv_stem", native=True)
 def _forward_impl(x, weight, bias, stride, padding, pool, need_codes, backend):
     run = load_backend(__package__, backend).conv_stem
     return run(x, weight, bias, stride, padding, pool, need_codes)
@@ -107,14 +108,13 @@ def _backward_fake(do, x, weight, codes, stride, padding, pool, need_dx, need_dw
     return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
-_forward = torch.ops.lsmha_fast.conv_stem.default
-_backward = torch.ops.lsmha_fast.conv_stem_backward.default
+OPS = torch.ops.lsmha_fast
 
 
 class _ConvStem(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding, pool, backend):
-        out, codes = _forward(x, weight, bias, stride, padding, pool, True, backend)
+        out, codes = call(OPS.conv_stem, x, weight, bias, stride, padding, pool, True, backend)
         ctx.save_for_backward(x, weight, codes)
         ctx.geometry = (stride, padding, pool)
         ctx.backend = backend
@@ -125,7 +125,9 @@ class _ConvStem(torch.autograd.Function):
     def backward(ctx, do):
         need_dx, *need_parameters = ctx.needs_input_grad[:3]
         need_dweight = any(need_parameters)
-        grads = _backward(do, *ctx.saved_tensors, *ctx.geometry, need_dx, need_dweight, ctx.backend)
+        grads = OPS.conv_stem_backward.default(
+            do, *ctx.saved_tensors, *ctx.geometry, need_dx, need_dweight, ctx.backend
+        )
         wanted = (g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=False))
         return *wanted, None, None, None, None
 
@@ -165,30 +167,36 @@ def conv_stem(
         ValueError: shapes, dtypes or sizes do not fit, or the backend does not exist.
         BackendError: the named backend cannot run this call.
     """
-    pool = NO_POOL if pool is None else Pool(*pool)
+    if not isinstance(pool, Pool):
+        pool = NO_POOL if pool is None else Pool(*pool)
     _check(x, weight, bias, stride, padding, pool)
     order = ORDER.get(x.device.type, ())
-    call = x, weight, stride, padding, pool
-    backend = resolve_backend("conv_stem", backend, CHECKS, order, *call)
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    backend = resolve_backend("conv_stem", backend, CHECKS, order, x, weight, stride, padding, pool)
+    differentiable = (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if differentiable and torch.is_grad_enabled():
         return _ConvStem.apply(x, weight, bias, stride, padding, list(pool), backend)
-    return _forward(x, weight, bias, stride, padding, list(pool), False, backend)[0]
+    return call(OPS.conv_stem, x, weight, bias, stride, padding, list(pool), False, backend)[0]
 
 
 def _check(x, weight, bias, stride, padding, pool):
     """Raise ValueError, with the values, unless the three PyTorch calls would work too."""
-    shapes = f"x {tuple(x.shape)}, weight {tuple(weight.shape)}"
-    if x.ndim != 4 or weight.ndim != 4 or weight.shape[1:] != (x.shape[1], *weight.shape[-1:] * 2):
+    shape, filters = x.shape, weight.shape
+    square = len(filters) == 4 and filters[2] == filters[3]
+    if len(shape) != 4 or not square or filters[1] != shape[1]:
         raise ValueError(
-            f"conv_stem: expected x (B, Cin, H, W) and weight (C, Cin, k, k), got {shapes}"
+            "conv_stem: expected x (B, Cin, H, W) and weight (C, Cin, k, k), "
+            f"got x {tuple(shape)}, weight {tuple(filters)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"conv_stem: expected bias ({weight.shape[0]},), got {tuple(bias.shape)}")
-    dtypes = [t.dtype for t in (x, weight, bias) if t is not None]
-    if any(d != x.dtype or not d.is_floating_point for d in dtypes):
+    if bias is not None and bias.shape != filters[:1]:
+        raise ValueError(f"conv_stem: expected bias ({filters[0]},), got {tuple(bias.shape)}")
+    dtype = x.dtype
+    others = weight.dtype, dtype if bias is None else bias.dtype
+    if others != (dtype, dtype) or not dtype.is_floating_point:
         raise ValueError(
-            f"conv_stem: x, weight and bias must share one floating-point dtype, got {dtypes}"
+            "conv_stem: x, weight and bias must share one floating-point dtype, "
+            f"got {[t.dtype for t in (x, weight, bias) if t is not None]}"
         )
     if stride < 1 or padding < 0:
         raise ValueError(f"conv_stem: expected stride >= 1, padding >= 0; got {stride}, {padding}")
@@ -197,9 +205,10 @@ def _check(x, weight, bias, stride, padding, pool):
             f"conv_stem: expected a pool kernel of 1 to 15, stride >= 1 and padding of at most "
             f"half the kernel, got {pool}"
         )
-    sizes = [window_count(n, weight.shape[-1], stride, padding) for n in x.shape[2:]]
-    if min(sizes) < 1 or min(window_count(n, *pool) for n in sizes) < 1:
+    # one window of the pooling along the shorter side, of windows of the convolution
+    sums = window_count(min(shape[2:]), filters[2], stride, padding)
+    if sums < 1 or window_count(sums, *pool) < 1:
         raise ValueError(
-            f"conv_stem: the image is smaller than one window: {shapes}, "
-            f"stride {stride}, padding {padding}, {pool}"
+            f"conv_stem: the image is smaller than one window: x {tuple(shape)}, "
+            f"weight {tuple(filters)}, stride {stride}, padding {padding}, {pool}"
         )

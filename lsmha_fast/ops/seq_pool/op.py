@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..._ext import cpp_check
-from .._dispatch import always, impl, load_backend, resolve_backend, triton_check
+from .._dispatch import always, call, impl, load_backend, resolve_backend, triton_check
 
 CHECKS = {
     "reference": always,
@@ -28,12 +28,12 @@ torch.library.define(
 )
 
 
-@impl("lsmha_fast::seq_pool")
+@impl("lsmha_fast::seq_pool", native=True)
 def _forward_impl(x, weight, backend):
     return load_backend(__package__, backend).seq_pool(x, weight)
 
 
-@impl("lsmha_fast::seq_pool_backward")
+@impl("lsmha_fast::seq_pool_backward", native=True)
 def _backward_impl(do, x, weight, pooled, lse, backend):
     return load_backend(__package__, backend).seq_pool_backward(do, x, weight, pooled, lse)
 
@@ -50,14 +50,13 @@ def _backward_fake(do, x, weight, pooled, lse, backend):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-_forward = torch.ops.lsmha_fast.seq_pool.default
-_backward = torch.ops.lsmha_fast.seq_pool_backward.default
+OPS = torch.ops.lsmha_fast
 
 
 class _SeqPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, backend):
-        pooled, lse = _forward(x, weight, backend)
+        pooled, lse = call(OPS.seq_pool, x, weight, backend)
         ctx.save_for_backward(x, weight, pooled, lse)
         ctx.backend = backend
         # torch.compile of 2.11 loses gradients where the result may be the saved tensor itself
@@ -66,7 +65,7 @@ class _SeqPool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, do):
-        return *_backward(do, *ctx.saved_tensors, ctx.backend), None
+        return *call(OPS.seq_pool_backward, do, *ctx.saved_tensors, ctx.backend), None
 
 
 def seq_pool(x: Tensor, weight: Tensor, *, backend: str | None = None) -> Tensor:
