@@ -130,6 +130,15 @@ def test_without_biases_and_with_affine_norm_in_either_form(device):
     assert_matches_fp64(project_mlp, unscaled, normed_stream=True)
 
 
+def test_gelu_over_its_range(device):
+    """A norm that gives its bias, products with the identity, no stream: the result is the GELU."""
+    b = torch.linspace(-9, 9, 256, device=device)
+    eye, zero = torch.eye(256, device=device), torch.zeros(1, 256, device=device)
+    layers = (eye, None), (0 * b, b), (eye, None), (eye, None)
+    out = project_mlp(zero, zero, *layers, normed_stream=False, backend="triton")
+    assert_no_worse(out[0], F.gelu(b), F.gelu(b.double()), factor=1)
+
+
 def test_rows_far_from_zero(device):
     """The variance is that of differences from the mean, not a difference of large squares."""
     heads, x, *pairs = inputs((20, 64, 16, 64), torch.float32, device)
@@ -247,7 +256,7 @@ def assert_inner_loop_is_short(config):
     inner = max(config["loops"], key=lambda loop: loop.get("MUFU.EX2", 0))
     slots = 2 * sum(inner.values())
     assert sum(n for op, n in inner.items() if op.startswith("HGMMA")) == 16 + 8
-    assert slots <= 1500, f"{config['name']}: {slots} instructions"
+    assert slots <= 900, f"{config['name']}: {slots} instructions"
 
 
 @pytest.mark.gpu

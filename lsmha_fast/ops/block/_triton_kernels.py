@@ -11,8 +11,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SQRT_HALF = tl.constexpr(0.7071067811865476)
-
 
 @triton.jit
 def load_rows(ptr, first, M, C: tl.constexpr, BLOCK_M: tl.constexpr, PIECE: tl.constexpr):
@@ -102,8 +100,17 @@ def product(acc, pieces, weight_ptr, first, OUT: tl.constexpr, IN: tl.constexpr,
 
 @triton.jit
 def gelu(x):
-    """The exact GELU."""
-    return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+    """The GELU of the error function: max(x, 0) - |x| Phi(-|x|), in which nothing cancels.
+
+    Phi(-|x|) is formula 7.1.26 of Abramowitz and Stegun, within 0.75e-7. It takes a third of the
+    instructions of `tl.erf`, which keeps the schedulers busy for longer than the tensor cores.
+    """
+    a = tl.abs(x)
+    root = tl.rsqrt(1.0 + 0.2316418883 * a)  # squared: a division costs four times as much
+    t = root * root
+    tail = -0.7265760135 + t * 0.5307027145
+    tail = 0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * tail))
+    return tl.maximum(x, 0.0) - a * t * tail * tl.exp2(a * a * -0.7213475204)
 
 
 @triton.jit
