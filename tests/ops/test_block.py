@@ -139,6 +139,24 @@ def test_gelu_over_its_range(device):
     assert_no_worse(out[0], F.gelu(b), F.gelu(b.double()), factor=1)
 
 
+@pytest.mark.parametrize("depth", [16, 256, 512])
+def test_products_of_three_tf32_parts_keep_the_error_rule(depth):
+    """A model of the kernels' fp32 products, which the interpreter computes in fp32."""
+
+    def parts(t):
+        """The number rounded to 11 bits, and the rest likewise."""
+        large = ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+        rest = t - large
+        return large, ((rest.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    a, b = torch.randn(64, depth), torch.randn(depth, 64) * depth**-0.5
+    acc = torch.zeros(64, 64)
+    for k in range(0, depth, 8):  # the depth of one tf32 instruction
+        (a1, a2), (b1, b2) = parts(a[:, k : k + 8].contiguous()), parts(b[k : k + 8])
+        acc = ((acc + a2 @ b1) + a1 @ b2) + a1 @ b1
+    assert_no_worse(acc, a @ b, a.double() @ b.double())
+
+
 def test_rows_far_from_zero(device):
     """The variance is that of differences from the mean, not a difference of large squares."""
     heads, x, *pairs = inputs((20, 64, 16, 64), torch.float32, device)

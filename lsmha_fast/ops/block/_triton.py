@@ -48,7 +48,7 @@ def _norm_tile(M: int, C: int, dtype: torch.dtype) -> Tile:
 
 def _fc1_tile(M: int, C: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
-        return Tile(16, 32, 64, 16, 8 if C <= 256 else 16, 1)
+        return Tile(16, 32, 64, 16, 8, 1)
     return Tile(64 if M > MANY else 32, 64, 128, 64, 8, 3 if C <= 256 else 2)
 
 

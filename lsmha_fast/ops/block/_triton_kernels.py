@@ -11,6 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# of two parts of each number, the product of the small ones left out: tensor cores, fp32's accuracy
+FP32_PRODUCTS = tl.constexpr("tf32x3")
+
 
 @triton.jit
 def load_rows(ptr, first, M, C: tl.constexpr, BLOCK_M: tl.constexpr, PIECE: tl.constexpr):
@@ -94,7 +97,7 @@ def product(acc, pieces, weight_ptr, first, OUT: tl.constexpr, IN: tl.constexpr,
     """acc [BLOCK_M, BLOCK] plus rows times outputs first.. of the weight."""
     for start in tl.static_range(0, IN, PIECE):
         w = columns_of(weight_ptr, first, start, OUT, IN, BLOCK, PIECE)
-        acc = tl.dot(pieces[start // PIECE], w, acc, input_precision="ieee")
+        acc = tl.dot(pieces[start // PIECE], w, acc, input_precision=FP32_PRODUCTS)
     return acc
 
 
@@ -130,7 +133,7 @@ def project(heads_ptr, residual_ptr, weight_ptr, bias_ptr, first, M, C: tl.const
         added = ()
         for start in tl.static_range(0, C, PIECE):
             w = columns_of(weight_ptr, start, depth, C, IN, PIECE, DEPTH)
-            acc = tl.dot(heads, w, pieces[start // PIECE], input_precision="ieee")
+            acc = tl.dot(heads, w, pieces[start // PIECE], input_precision=FP32_PRODUCTS)
             added = added + (acc,)  # noqa: RUF005
         pieces = added
     residual = load_rows(residual_ptr, first, M, C, BLOCK_M, PIECE)
@@ -218,7 +221,7 @@ def _fc2(
         mask = rows & (units < HIDDEN)[None, :]
         h = tl.load(hidden_ptr + m[:, None] * HIDDEN + units[None, :], mask=mask, other=0.0)
         w = columns_of(weight_ptr, column, start, C, HIDDEN, BLOCK_O, DEPTH)
-        acc = tl.dot(h, w, acc, input_precision="ieee")
+        acc = tl.dot(h, w, acc, input_precision=FP32_PRODUCTS)
     acc += stream.to(tl.float32)
     store_columns(out_ptr, acc, first, column, M, C, BLOCK_M, BLOCK_O)
 
@@ -252,7 +255,7 @@ def _project_mlp(
         added = ()
         for start in tl.static_range(0, C, PIECE):
             w = columns_of(fc2_weight_ptr, start, unit, C, HIDDEN, PIECE, BLOCK_H)
-            acc = tl.dot(h, w, out[start // PIECE], input_precision="ieee")
+            acc = tl.dot(h, w, out[start // PIECE], input_precision=FP32_PRODUCTS)
             added = added + (acc,)  # noqa: RUF005
         out = added
     tl.debug_barrier()
