@@ -14,6 +14,7 @@ from lsmha_fast.ops._triton_utils import INTERPRET
 from lsmha_fast.ops.block import op
 from lsmha_fast.testing import assert_no_worse
 
+pytest.importorskip("triton")
 OPTIONS = {
     "published": {},
     "pre-norm": {"pre_norm": True},

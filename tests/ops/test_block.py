@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from lsmha_fast.ops import norm_linear, norm_pool_linear, project_mlp
 from lsmha_fast.testing import assert_no_worse, nan_filled_empty
 
+pytest.importorskip("triton")
 FORMS = pytest.mark.parametrize("normed", [True, False], ids=["published", "pre-norm"])
 # (M, C, IN, HIDDEN): one row; fewer, odd, and more than a tile; heads narrower than the row; more
 # channels than one piece; hidden units that no tile divides
