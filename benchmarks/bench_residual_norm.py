@@ -53,10 +53,10 @@ MARKS = {
     "triton": pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device"),
 }
 cases = [
-    pytest.mark.parametrize("shape", SHAPES, ids=str),
-    pytest.mark.parametrize("types", TYPES),
-    pytest.mark.parametrize("form", FORMS),
     pytest.mark.parametrize("method", [pytest.param(m, marks=MARKS.get(m, ())) for m in METHODS]),
+    pytest.mark.parametrize("form", FORMS),
+    pytest.mark.parametrize("types", TYPES),
+    pytest.mark.parametrize("shape", SHAPES, ids=str),
 ]
 
 

@@ -2,7 +2,7 @@
 # The one command for a machine with a GPU: build, GPU tests, benchmarks, most valuable first.
 #
 #   bash benchmarks/gpu.sh OUT          # kernels: build, tests, attention, the other ops
-#   bash benchmarks/gpu.sh OUT models   # then: modules, a training step, inference, SHP, augmentation
+#   bash benchmarks/gpu.sh OUT models   # then: norms, overhead, modules, inference, SHP, augmentation
 #   bash benchmarks/gpu.sh OUT training # then: images/s of whole training runs, beside other routes
 #
 # Needs python3 with torch, triton, pytest and pytest-benchmark; no network. Every stage has its
@@ -63,9 +63,11 @@ if [ "$part" = kernels ]; then
     bench conv_stem 45
     bench seq_pool 35
 elif [ "$part" = training ]; then
-    bench train_loop 420
-else
+    bench train_loop 330
     bench train_step 110
+else
+    bench residual_norm 45
+    bench host_overhead 20
     bench modules 60
     bench attention_weights 45
     bench inference 100

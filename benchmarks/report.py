@@ -27,6 +27,11 @@ GROUPS = {
     "attention-weights": ("attention with averaged weights", ("forward-B2-H64", "both-B2-H64")),
     "conv-stem-fwd": ("convolutional stem, forward", ("(16, 3",)),
     "conv-stem-fwd-bwd": ("convolutional stem, forward + backward", ("(16, 3",)),
+    "residual-norm-fwd": ("residual and LayerNorm, forward", ("published-autocast",)),
+    "residual-norm-fwd-bwd": (
+        "residual and LayerNorm, forward + backward",
+        ("published-autocast",),
+    ),
     "seq-pool-fwd": ("sequence pooling, forward", ("(8, 256, 64, 4)",)),
     "seq-pool-fwd-bwd": ("sequence pooling, forward + backward", ("(8, 256, 64, 4)",)),
     "head-class-sums": ("class sums of all heads", ()),

@@ -41,7 +41,7 @@ def make(pre_norm, dropout=0.0):
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_forward_and_gradients(pre_norm, dropout, kernels, monkeypatch):
-    monkeypatch.setattr(op, "CPU_SMALL", 0 if kernels else 1 << 62)
+    monkeypatch.setattr(op, "_suits_torch", lambda *_: not kernels)
     block, x = make(pre_norm, dropout), torch.randn(6, 5, 24)
     for training in (True, False):
         block.train(training)
@@ -57,7 +57,7 @@ def test_forward_and_gradients(pre_norm, dropout, kernels, monkeypatch):
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_autocast(pre_norm, kernels, monkeypatch):
     """The stream stays fp32, products take bf16."""
-    monkeypatch.setattr(op, "CPU_SMALL", 0 if kernels else 1 << 62)
+    monkeypatch.setattr(op, "_suits_torch", lambda *_: not kernels)
     block, x = make(pre_norm), torch.randn(6, 5, 24)
 
     def cast(call):

@@ -340,17 +340,27 @@ def test_exports_in_standard_operators():
 
 
 @needs_cpp
-@pytest.mark.parametrize("shape, kernel", [((2, 255, 256), False), ((2, 256, 256), True)])
-def test_default_on_a_cpu(shape, kernel, monkeypatch):
+@pytest.mark.parametrize(
+    "rows, branch_dtype, dtype, kernel",
+    [
+        (255, torch.bfloat16, torch.bfloat16, False),
+        (256, torch.bfloat16, torch.bfloat16, True),
+        (256, torch.bfloat16, torch.float32, True),
+        (256, torch.float32, torch.bfloat16, True),
+        (256, torch.float32, torch.float32, False),
+    ],
+)
+def test_default_on_a_cpu(rows, branch_dtype, dtype, kernel, monkeypatch):
     from lsmha_fast.ops.residual_norm import _cpp
 
     calls = []
     actual = _cpp.residual_norm
     monkeypatch.setattr(_cpp, "residual_norm", lambda *a: calls.append(a) or actual(*a))
-    tensors = inputs(shape, torch.float32, "cpu")
-    found = residual_norm(**tensors)
+    tensors = inputs((2, rows, 256), torch.float32, "cpu", branch_dtype=branch_dtype)
+    found = residual_norm(**tensors, dtype=dtype)
     assert len(calls) == kernel
-    torch.testing.assert_close(found, residual_norm(**tensors, backend="reference"))
+    expected = residual_norm(**tensors, dtype=dtype, backend="reference")
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .common import accumulator, has_own_stream, stream_dtype
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # the widest row that a Triton program holds in its registers
 TRITON_CHANNELS = 4096
-# numbers below which the calls around a kernel cost more than it saves on a CPU: docs/kernels.md
+# numbers below which the calls around a kernel cost more than it saves on a CPU
 CPU_SMALL = 1 << 17
 
 
@@ -156,7 +156,7 @@ def residual_norm(
 
     Where no backend is named, the definition in standard operators stands in its place while
     torch.compile, torch.export or torch.func trace the call, as compilers fuse it with its
-    neighbours, and for small tensors on a CPU, where PyTorch's own kernels are faster.
+    neighbours, and on a CPU where PyTorch's own kernels are as fast: small tensors, and all fp32.
 
     Args:
         x: the residual stream, (B, ..., C), float; any strides. C >= 1.
@@ -181,13 +181,20 @@ def residual_norm(
     """
     _check(x, branch, weight, bias, keep)
     dtype = stream_dtype(x, branch) if dtype is None else dtype
-    small = x.device.type == "cpu" and x.numel() < CPU_SMALL
-    if backend is None and (small or _is_traced()):
+    if backend is None and (_is_traced() or _suits_torch(x, branch, dtype)):
         arguments = x, branch, keep, weight, bias, eps, post_norm, dtype
         return reference.definition(*arguments)[:2]
     order = ORDER.get(x.device.type, ())
     backend = resolve_backend("residual_norm", backend, CHECKS, order, x, branch, dtype)
     return _ResidualNorm.apply(x, branch, keep, weight, bias, eps, post_norm, dtype, backend)
+
+
+def _suits_torch(x: Tensor, branch: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's own kernels are as fast or faster; docs/kernels.md has the numbers."""
+    if x.device.type != "cpu":
+        return False
+    all_fp32 = stream_dtype(x, branch) == x.dtype == dtype == torch.float32
+    return x.numel() < CPU_SMALL or (all_fp32 and (branch is None or branch.dtype == dtype))
 
 
 def _is_traced() -> bool:
