@@ -43,6 +43,7 @@ SOURCES = (
 )
 TRITON = (
     "tests.ops.attention_launches",
+    "tests.ops.block_launches",
     "tests.ops.conv_stem_launches",
     "lsmha_fast.ops.seq_pool._triton",
     "lsmha_fast.ops.head_class_sums._triton",

@@ -39,7 +39,8 @@ def compile_configs(module_name: str, opcodes: bool = False) -> list[dict]:
     Returns:
         One dict per configuration: `name`, `n_regs` per thread, `n_spills` (bytes of local memory
         per thread), `shared` (bytes per program), `min_dot_k` (the smallest inner dimension of a
-        dot, None without dots), `opcodes` (opcode -> count in the kernel; empty unless asked).
+        dot, None without dots), `opcodes` (opcode -> count in the kernel; empty unless asked),
+        `loops` (the same for every innermost loop).
 
     Raises:
         RuntimeError: a kernel does not compile; the message holds the compiler's.
@@ -199,10 +200,14 @@ def _inspect(cubin, opcodes):
         int(re.search(rf"\b{key}:(\d+)", usage).group(1)) for key in ("REG", "STACK", "LOCAL")
     )
     found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([\w.]+)", sass, re.MULTILINE)
+    sys.path[:0] = [str(ROOT / part) for part in ("tests/cuda", "csrc/cuda")]
+    from sass import loops_of
+
     return {
         "n_regs": registers,
         "n_spills": stack + local,
         "opcodes": dict(collections.Counter(found)),
+        "loops": [dict(loop.opcodes) for loop in loops_of(sass)],
     }
 
 

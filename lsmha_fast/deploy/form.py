@@ -13,7 +13,7 @@ from ..models import CCT
 from ..nn import ConvBlock, EncoderBlock
 from ..nn.conv_stem import POOL
 from ..ops import attention_packed, conv_stem, seq_pool
-from . import fold
+from . import fold, fused
 from .layers import Convolution, Dense
 
 
@@ -84,6 +84,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
+        if fused.takes(x):
+            return fused.encoder(self, x)
         qkv = self.qkv(self.pre_norm(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
         heads = attention_packed(qkv, scale=1.0, backend=self.backend).flatten(-2)
         x = self.proj(heads, residual=x)
@@ -126,6 +128,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, K)."""
+        if fused.takes(x):
+            return fused.head(self, x)
         pooled = seq_pool(self.norm(x)[:, :, None], self.scores, backend=self.backend)
         return self.fc(pooled[:, 0])
 

@@ -208,6 +208,11 @@ def _kernel(name, registers, stack, spills, instructions):
     return Kernel(name, registers, stack, spills, opcodes, tuple(_innermost(instructions)))
 
 
+def loops_of(sass: str) -> list[Loop]:
+    """Innermost loops of all kernels in what nvdisasm prints."""
+    return [loop for found in _read_instructions(sass).values() for loop in _innermost(found)]
+
+
 def _innermost(instructions):
     """Loops without a loop inside: from the target of a branch backwards to the branch."""
     ranges = []
