@@ -2,7 +2,7 @@
 # The one command for a machine with a GPU: build, GPU tests, benchmarks, most valuable first.
 #
 #   bash benchmarks/gpu.sh OUT          # kernels: build, tests, attention, the other ops
-#   bash benchmarks/gpu.sh OUT models   # then: norms, overhead, modules, inference, SHP, augmentation
+#   bash benchmarks/gpu.sh OUT models   # then: blocks, modules, inference, SHP, augmentation
 #   bash benchmarks/gpu.sh OUT training # then: images/s of whole training runs, beside other routes
 #
 # Needs python3 with torch, triton, pytest and pytest-benchmark; no network. Every stage has its
@@ -66,6 +66,7 @@ elif [ "$part" = training ]; then
     bench train_loop 330
     bench train_step 110
 else
+    bench block 90
     bench residual_norm 45
     bench host_overhead 20
     bench modules 60
