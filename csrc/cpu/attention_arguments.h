@@ -24,7 +24,7 @@ constexpr int64_t GRAIN = 1 << 15;
 // it keeps nothing alive.
 struct Heads {
   ScalarType dtype;
-  bool readable = false;  // four dimensions on the CPU, the last one dense
+  bool readable = false;  // four dimensions on the CPU, the last one dense or nothing at all
   int64_t B = 0, H = 0, N = 0, D = 0, stride_b = 0, stride_h = 0, stride_n = 0;
   void* data = nullptr;
 
@@ -50,7 +50,7 @@ struct Heads {
     if (size.size() != dims || !t.is_cpu()) return;
     B = size[0], H = size[h], N = size[n], D = size[dims - 1];
     stride_b = stride[0], stride_h = stride[h], stride_n = stride[n];
-    readable = D == 1 || stride[dims - 1] == 1;
+    readable = D == 1 || stride[dims - 1] == 1 || empty();
     data = const_cast<void*>(t.const_data_ptr());
     if (index > 0) data = static_cast<char*>(data) + index * stride[2] * bytes_of(dtype);
   }

@@ -27,9 +27,11 @@ CPP_MAX_HEAD_DIM = {"AVX512": 128, "AVX2": 16, "DEFAULT": 16}
 # Inference in bfloat16 with heads so wide and fewer keys than this: there the native kernels spend
 # their time on bringing the queries into place, 1.2 to 1.4 times PyTorch's (B = 2, H = 32, D = 64,
 # N = 8 to 32; 1.05 at 48). With the gradient they take 0.4 of its time, at D = 48 0.7.
+# With few heads in all the shorter way to the kernel counts more: 1.05 to 2 times as fast up to 16.
 # All of `python -m benchmarks.dispatch --threads 1` has no other case that loses 10 %.
 SHORT_BF16 = 48
 WIDE_BF16 = 64
+MANY_BF16 = 32
 
 
 def _sdpa_check(q: Tensor, key_mask, bias, dropout_p: float) -> str | None:
@@ -114,8 +116,9 @@ def _order(q: Tensor, L: int) -> tuple[str, ...]:
     if q.dtype == torch.float64:  # the native kernel for it is there to check gradients
         return ("sdpa",)
     short = L < SHORT_BF16 and D >= WIDE_BF16 and q.dtype == torch.bfloat16
+    many = q.shape[0] * q.shape[1 if q.ndim == 4 else 3] >= MANY_BF16  # packed: (B, N, 3, H, D)
     inference = not (q.requires_grad and torch.is_grad_enabled())
-    if _cpp_max_head_dim() < D or (short and inference):
+    if _cpp_max_head_dim() < D or (short and many and inference):
         return ("sdpa", "cpp")
     return ("cpp", "sdpa")
 
