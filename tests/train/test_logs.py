@@ -95,9 +95,9 @@ def test_profile_writes_a_trace_and_a_table(tmp_path):
 def test_kinds_of_operators():
     names = {
         "lsmha_fast::attention_packed": "attention",
-        "aten::convolution_backward": "convolution",
+        "aten::convolution_backward": "products and convolutions",
         "lsmha_fast::conv_stem": "stem",
-        "aten::addmm": "matrix products",
+        "aten::addmm": "products and convolutions",
         "aten::native_layer_norm": "norms",
         "aten::_fused_adamw_": "optimizer",
         "aten::gelu_backward": "gelu",
