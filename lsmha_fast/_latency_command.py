@@ -16,7 +16,7 @@ import torch
 from ._files import atomic_file
 from .deploy.latency import Budget, Row, Skipped, measure, summary
 from .models import CCT
-from .train.run import load_run, pick_device, read_metrics
+from .train.run import data_name, load_run, pick_device, read_metrics
 
 OURS, BASELINE = "optimized", "published"
 
@@ -73,7 +73,7 @@ def latency_of_runs(folders: Sequence[Path], options: LatencyOptions) -> Iterato
     points = [p for p in map(_point, folders) if p is not None]
     if points:
         path = folders[0] / "latency" / "pareto.png"
-        plot_pareto(points, path)
+        plot_pareto(points, path, ", ".join(sorted({data_name(run.config) for run in runs})))
         yield f"written: {path}"
 
 
@@ -142,8 +142,8 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def plot_pareto(points: Sequence[Point], path: Path) -> None:
-    """Draw accuracy against latency as PNG, the front as a line."""
+def plot_pareto(points: Sequence[Point], path: Path, data: str) -> None:
+    """Draw accuracy on `data` against latency as PNG, the front as a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -154,6 +154,8 @@ def plot_pareto(points: Sequence[Point], path: Path) -> None:
         axes.plot(p.p50_ms, 100 * p.accuracy, "o", color="#0072b2")
         axes.annotate(p.name, (p.p50_ms, 100 * p.accuracy), fontsize=7, textcoords="offset points",
                       xytext=(4, 4))  # fmt: skip
+    axes.margins(x=0.2)  # room for the names
+    axes.set_title(data)
     axes.set_xlabel("p50 of one call, smallest batch [ms]")
     axes.set_ylabel("test accuracy [%]")
     with atomic_file(path) as part:

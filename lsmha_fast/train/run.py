@@ -70,6 +70,11 @@ def load_split(config: TrainConfig, split: str) -> ImageDataset:
     return dataset
 
 
+def data_name(config: TrainConfig) -> str:
+    """How pictures call the data of a run; as `ImageDataset.name`, without reading it."""
+    return f"glyphs100-{config.tier} (generated)" if config.data == "glyphs100" else config.data
+
+
 def _first(dataset: ImageDataset, count: int) -> ImageDataset:
     """The first `count` images; mean and std stay those of the whole split."""
     if count > len(dataset):

@@ -87,5 +87,5 @@ def test_pareto_front_and_picture(tmp_path):
         Point("d", 0.7, 1),
     )
     assert pareto_front([c, b, d, a]) in ([a, c], [d, c])
-    plot_pareto([a, b, c], tmp_path / "pareto.png")
+    plot_pareto([a, b, c], tmp_path / "pareto.png", "digits")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")

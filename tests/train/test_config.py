@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from lsmha_fast.data import load_dataset
 from lsmha_fast.train import TrainConfig
+from lsmha_fast.train.run import data_name
 
 
 def test_json_round_trip(tmp_path):
@@ -41,3 +43,9 @@ def test_refused_values_name_the_flag_and_the_value(name, value):
 
 def test_to_json_holds_every_field():
     assert set(json.loads(TrainConfig().to_json())) == set(TrainConfig.__dataclass_fields__)
+
+
+def test_pictures_name_the_data_as_the_data_set_does():
+    config = TrainConfig(data="glyphs100", tier="medium")
+    assert data_name(config) == load_dataset("glyphs100", "test", tier="medium").name
+    assert data_name(TrainConfig(data="digits")) == load_dataset("digits", "test").name
