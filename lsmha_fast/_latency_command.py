@@ -149,12 +149,10 @@ def plot_pareto(points: Sequence[Point], path: Path, data: str) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     front = pareto_front(points)
-    axes.plot([p.p50_ms for p in front], [100 * p.accuracy for p in front], color="#0072b2")
+    axes.plot([p.p50_ms for p in front], [100 * p.accuracy for p in front], color="0.6")
     for p in points:
-        axes.plot(p.p50_ms, 100 * p.accuracy, "o", color="#0072b2")
-        axes.annotate(p.name, (p.p50_ms, 100 * p.accuracy), fontsize=7, textcoords="offset points",
-                      xytext=(4, 4))  # fmt: skip
-    axes.margins(x=0.2)  # room for the names
+        axes.plot(p.p50_ms, 100 * p.accuracy, "o", label=p.name)
+    axes.legend(fontsize=7, frameon=False)
     axes.set_title(data)
     axes.set_xlabel("p50 of one call, smallest batch [ms]")
     axes.set_ylabel("test accuracy [%]")
