@@ -66,11 +66,11 @@ elif [ "$part" = training ]; then
     bench train_loop 330
     bench train_step 110
 else
-    bench block 90
-    bench residual_norm 45
+    bench block 75
+    bench residual_norm 60
     bench host_overhead 20
     bench modules 60
-    bench attention_weights 45
+    bench attention_weights 30
     bench inference 100
     bench shp 60
     bench augment 45
