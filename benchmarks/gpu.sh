@@ -2,17 +2,18 @@
 # The one command for a machine with a GPU: build, GPU tests, benchmarks, most valuable first.
 #
 #   bash benchmarks/gpu.sh OUT          # kernels: build, tests, attention, the other ops
-#   bash benchmarks/gpu.sh OUT models   # then: blocks, modules, inference, SHP, augmentation
+#   bash benchmarks/gpu.sh OUT inference # then: fused blocks, whole models, compiled ones beside them
+#   bash benchmarks/gpu.sh OUT models   # then: norms, modules, training steps, SHP, augmentation
 #   bash benchmarks/gpu.sh OUT training # then: images/s of whole training runs, beside other routes
 #
 # Needs python3 with torch, triton, pytest and pytest-benchmark; no network. Every stage has its
 # own time limit, a failed stage does not stop the next, and each writes into OUT as it goes:
 # log.txt, info.txt, <stage>.txt, <stage>.json, and results/ for `python -m benchmarks.report`.
-# Each of the three takes less than 9 minutes.
+# Each of the four takes less than 9 minutes.
 set -uo pipefail
 part=${2:-kernels}
-case "$#-$part" in 1-kernels | 2-kernels | 2-models | 2-training) ;; *)
-    echo "usage: bash benchmarks/gpu.sh OUT [kernels|models|training]" >&2
+case "$#-$part" in 1-kernels | 2-kernels | 2-models | 2-training | 2-inference) ;; *)
+    echo "usage: bash benchmarks/gpu.sh OUT [kernels|inference|models|training]" >&2
     exit 2
     ;;
 esac
@@ -29,7 +30,8 @@ done
 stage() { # stage NAME SECONDS COMMAND...
     local name=$1 limit=$2 start=$SECONDS rc
     shift 2
-    timeout --kill-after=5 "$limit" "$@" >"$out/$name.txt" 2>&1
+    # at an interrupt pytest still writes what it has measured
+    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.txt" 2>&1
     rc=$?
     echo "$name: exit $rc after $((SECONDS - start)) s (limit $limit s)" | tee -a "$out/log.txt"
     if [ $rc -ne 0 ]; then
@@ -63,15 +65,16 @@ if [ "$part" = kernels ]; then
     bench conv_stem 45
     bench seq_pool 35
 elif [ "$part" = training ]; then
-    bench train_loop 330
-    bench train_step 110
-else
+    bench train_loop 420
+elif [ "$part" = inference ]; then
     bench block 75
+    bench inference 330
+else
     bench residual_norm 60
     bench host_overhead 20
     bench modules 60
     bench attention_weights 30
-    bench inference 100
+    bench train_step 110
     bench shp 60
     bench augment 45
 fi
