@@ -40,7 +40,7 @@ class Workbench:
         self.measured = sets[options.split]
         if options.choice_split == "train":
             held = torch.arange(len(self.train_set)) % HELD_OUT == 0
-            self.probe_set, self.choice = (_part(self.train_set, part) for part in (~held, held))
+            self.probe_set, self.choice = (self.train_set.part(which) for which in (~held, held))
             self.choice_name = f"every {HELD_OUT}th image of train"
         else:
             self.probe_set, self.choice = self.train_set, self.test_set
@@ -100,14 +100,4 @@ def finetune_config(config: TrainConfig, options: PruneOptions) -> TrainConfig:
         lr=lr,
         min_lr=min(config.min_lr, lr),
         warmup_epochs=0.0,
-    )
-
-
-def _part(dataset: ImageDataset, which: torch.Tensor) -> ImageDataset:
-    coarse = dataset.coarse_labels
-    return replace(
-        dataset,
-        images=dataset.images[which],
-        labels=dataset.labels[which],
-        coarse_labels=None if coarse is None else coarse[which],
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ._train_command import config_flags
 from .analysis.page import check_page, read_measured, write_page
 from .info import versions
 from .train.config import TrainConfig
@@ -53,15 +54,4 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 def train_command(config: TrainConfig) -> str:
     """`lsmha train` with every flag that is not the default."""
-    words = ["lsmha", "train"]
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if f.default is not MISSING and value == f.default:
-            continue
-        flag = f.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            words += [f"--{flag}", text]
-    return shlex.join(words)
+    return shlex.join(["lsmha", "train", *config_flags(config)])

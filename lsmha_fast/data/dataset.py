@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,16 @@ class ImageDataset:
     def num_classes(self) -> int:
         """Labels K."""
         return len(self.class_names)
+
+    def part(self, which: Tensor | slice) -> ImageDataset:
+        """Some of the samples, by numbers, mask or slice; mean and std stay those of the whole."""
+        coarse = self.coarse_labels
+        return replace(
+            self,
+            images=self.images[which],
+            labels=self.labels[which],
+            coarse_labels=None if coarse is None else coarse[which],
+        )
 
     def check(self) -> None:
         """Raise `DatasetError` unless shapes, dtypes, label ranges and statistics fit together."""

@@ -79,13 +79,7 @@ def _first(dataset: ImageDataset, count: int) -> ImageDataset:
     """The first `count` images; mean and std stay those of the whole split."""
     if count > len(dataset):
         raise ValueError(f"--train-images {count}: {dataset.name} has {len(dataset)}")
-    coarse = dataset.coarse_labels
-    return replace(
-        dataset,
-        images=dataset.images[:count],
-        labels=dataset.labels[:count],
-        coarse_labels=None if coarse is None else coarse[:count],
-    )
+    return dataset.part(slice(count))
 
 
 def pick_device(name: str) -> torch.device:
